@@ -1,0 +1,162 @@
+"""The engine port: the compute of a range of blocks, behind numpy and bytes.
+
+Only the engines know a tensor library. Everything else in the runtime holds numpy arrays, where
+bfloat16 is ``ml_dtypes.bfloat16``.
+
+Errors
+------
+EngineError               base: the engine cannot do what was asked
+├── UnsupportedModel      this engine has no recipe for the architecture, dtype or device (by name)
+├── LoadError             weights that do not match the index, or are not finite
+└── SessionError          a session that is unknown, already open, past its capacity, or out of step
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from splitinfer.segment_runtime.store.reader import StoredModel
+
+    Array = NDArray[np.generic]
+else:
+    Array = Any
+
+
+class EngineError(Exception):
+    """The engine cannot do what was asked."""
+
+
+class UnsupportedModel(EngineError):
+    """No recipe for this architecture, dtype or device."""
+
+
+class LoadError(EngineError):
+    """Weights that do not match the index, or are not finite."""
+
+
+class SessionError(EngineError):
+    """A session that is unknown, already open, past its capacity or out of step."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRows:
+    """Rows of one session in a step: tokens ``[position, position + count)`` of that session."""
+
+    session: int
+    position: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class KvBlob:
+    """KV of tokens ``[begin, end)`` of one session and one range.
+
+    ``data`` holds, for each block of the range in order, keys then values, each row-major
+    ``[kv_heads, end - begin, head_dim]`` in ``dtype``.
+    """
+
+    begin: int
+    end: int
+    dtype: str
+    data: bytes
+
+
+class LoadedRange(Protocol):
+    """Blocks ``[start, stop)`` in memory, with the KV caches of their sessions."""
+
+    start: int
+    stop: int
+
+    @property
+    def weight_bytes(self) -> int:
+        """Resident bytes of the weights of this range."""
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of KV that one token takes in this range."""
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of KV reserved now: the sum over open sessions of capacity x kv_bytes_per_token."""
+
+    def open(self, session: int, capacity: int) -> None:
+        """Reserve KV for ``capacity`` tokens. Raises SessionError if it is open already."""
+
+    def close(self, session: int) -> None:
+        """Free the KV of a session at once. Raises SessionError if it is not open."""
+
+    def length(self, session: int) -> int:
+        """Tokens in the KV cache of a session."""
+
+    def step(self, hidden: Array, batch: Sequence[SessionRows]) -> Array:
+        """Run the rows of ``batch`` through the blocks and append to their KV.
+
+        Args:
+            hidden: ``[rows, hidden_size]`` in the range's dtype, rows grouped as in ``batch``.
+            batch: one entry per session, each at most once; ``position`` equals `length`.
+
+        Returns:
+            ``[rows, hidden_size]``, same dtype and order.
+
+        Raises:
+            SessionError: before anything is changed.
+        """
+
+    def export_kv(self, session: int, begin: int, end: int) -> KvBlob:
+        """KV of tokens ``[begin, end)`` as bytes."""
+
+    def import_kv(self, session: int, blob: KvBlob) -> None:
+        """Append exported KV; ``blob.begin`` must equal `length`."""
+
+    def drop(self) -> None:
+        """Free the weights (unless another range shares them) and every session."""
+
+
+class LoadedHead(Protocol):
+    """Final norm and LM head."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Resident bytes of the head."""
+
+    def logits(self, hidden: Array) -> NDArray[np.float32]:
+        """``[rows, hidden_size]`` -> float32 ``[rows, vocab_size]``."""
+
+
+class Engine(Protocol):
+    """Loads ranges of blocks and heads. One engine per process; loads may run beside steps.
+
+    Blocks shared by two ranges that are loaded at the same time are held in memory once.
+    """
+
+    name: str
+    device: str
+    version: str
+    threads: int
+
+    def load_range(
+        self,
+        model: StoredModel,
+        start: int,
+        stop: int,
+        dtype: str,
+        progress: Callable[[int], None] = ...,
+    ) -> LoadedRange:
+        """Load blocks ``[start, stop)``; ``progress`` is called with bytes loaded so far.
+
+        Raises:
+            UnsupportedModel, LoadError, StoreError.
+        """
+
+    def load_head(self, model: StoredModel, dtype: str) -> LoadedHead:
+        """Load the head."""
+
+    @property
+    def resident_weight_bytes(self) -> int:
+        """Bytes of weights in memory, shared blocks counted once."""

@@ -1,0 +1,187 @@
+"""Reading a stored model: numpy views on unit files, verified against the index before use."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from splitinfer.segment_runtime.store.architectures import Architecture, architecture_of
+from splitinfer.segment_runtime.store.errors import DamagedModel, ModelNotFound, StoreError
+from splitinfer.segment_runtime.store.index import INDEX_FILE, FileIndex, ModelIndex
+
+NUMPY_DTYPES: Mapping[str, np.dtype[Any]] = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+SAFETENSORS_DTYPES: Mapping[str, str] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def default_store() -> Path:
+    """``$SPLITINFER_HOME/models``, by default ``~/.cache/splitinfer/models``."""
+    home = os.environ.get("SPLITINFER_HOME")
+    return (Path(home) if home else Path.home() / ".cache" / "splitinfer") / "models"
+
+
+class StoredModel:
+    """One model folder. Nothing is read before it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the folder and read its index.
+
+        Raises:
+            ModelNotFound: no folder or no index in it.
+            DamagedModel: an index that cannot be parsed.
+        """
+        self.path = path
+        index_path = path / INDEX_FILE
+        try:
+            text = index_path.read_text("utf-8")
+        except (FileNotFoundError, NotADirectoryError):
+            raise ModelNotFound(f"{path.name}: no {INDEX_FILE} in {path}; import it with `splitinfer models import`") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise DamagedModel(f"{index_path}: cannot be read: {error}") from error
+        try:
+            self.index = ModelIndex.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise DamagedModel(f"{index_path}: {where}: {first['msg']}; import the model again") from error
+
+    @property
+    def name(self) -> str:
+        """The name it is served under."""
+        return self.index.name
+
+    @cached_property
+    def digest(self) -> str:
+        """Content digest of the index."""
+        return self.index.digest
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """``config.json``, verified."""
+        return dict(json.loads(self.read_file("config")))
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """The allow-list entry."""
+        return architecture_of(self.config)
+
+    def read_file(self, name: str) -> bytes:
+        """A side file (``config``, ``tokenizer``, ``chat_template``), verified. Raises StoreError, DamagedModel."""
+        entry = self.index.files.get(name)
+        if entry is None:
+            raise StoreError(f"{self.name}: has no {name}")
+        path = self.path / entry.file
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise DamagedModel(f"{path}: cannot be read: {error}; import the model again") from error
+        _verify(path, entry, data)
+        return data
+
+    def read_unit(self, unit: str) -> dict[str, NDArray[Any]]:
+        """Tensors of one unit as read-only views on the mapped file, which is hashed first.
+
+        Raises:
+            StoreError: no such unit.
+            DamagedModel: bytes, shapes or dtypes that are not those of the index; the file is named.
+        """
+        entry = self.index.units.get(unit)
+        if entry is None:
+            raise StoreError(f"{self.name}: has no unit {unit!r}; its blocks are 0 to {self.index.blocks - 1}")
+        path = self.path / entry.file
+        try:
+            with path.open("rb") as file:
+                if os.fstat(file.fileno()).st_size != entry.bytes:
+                    raise DamagedModel(
+                        f"{path}: {os.fstat(file.fileno()).st_size} bytes, the index says {entry.bytes}; import the model again"
+                    )
+                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise DamagedModel(f"{path}: cannot be read: {error}; import the model again") from error
+        _verify(path, entry, data)
+        tensors = parse_safetensors(path, data)
+        found = {name: (array.shape, str(array.dtype)) for name, array in tensors.items()}
+        expected = {name: (tensor.shape, tensor.dtype) for name, tensor in entry.tensors.items()}
+        if found != expected:
+            wrong = sorted(set(found.items()) ^ set(expected.items()))[0][0]
+            raise DamagedModel(f"{path}: tensor {wrong!r} is not as the index says; import the model again")
+        return tensors
+
+
+def parse_safetensors(path: Path, data: mmap.mmap | bytes) -> dict[str, NDArray[Any]]:
+    """Zero-copy views on a safetensors file.
+
+    Read here and not with the library's numpy side because that has no bfloat16 and always copies; the
+    format is a length, a JSON header and raw bytes (safetensors format description).
+
+    Raises:
+        DamagedModel: a header that is not one, or tensors outside the file.
+    """
+    try:
+        length = int.from_bytes(data[:8], "little")
+        if len(data) < 8 or length > len(data) - 8:
+            raise ValueError("header length past the end of the file")
+        header = json.loads(data[8 : 8 + length])
+        header.pop("__metadata__", None)
+        base, tensors = 8 + length, {}
+        for name, entry in header.items():
+            if entry["dtype"] not in SAFETENSORS_DTYPES:
+                raise ValueError(f"tensor {name!r} has dtype {entry['dtype']}; known are {', '.join(SAFETENSORS_DTYPES)}")
+            dtype = NUMPY_DTYPES[SAFETENSORS_DTYPES[entry["dtype"]]]
+            begin, end = entry["data_offsets"]
+            shape = tuple(entry["shape"])
+            count = int(np.prod(shape, dtype=np.int64))
+            if not 0 <= begin <= end <= len(data) - base or end - begin != count * dtype.itemsize:
+                raise ValueError(f"tensor {name!r} does not fit its bytes")
+            tensors[name] = np.frombuffer(data, dtype=dtype, count=count, offset=base + begin).reshape(shape)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedModel(f"{path}: not a safetensors file: {error}") from error
+    return tensors
+
+
+def _verify(path: Path, entry: FileIndex, data: bytes | mmap.mmap) -> None:
+    found = hashlib.sha256(data).hexdigest()
+    if found != entry.sha256:
+        raise DamagedModel(
+            f"{path}: its sha256 is {found[:12]}..., the index says {entry.sha256[:12]}...: the file is damaged; "
+            "import the model again"
+        )
+
+
+class ModelStore:
+    """A folder of model folders."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root if root is not None else default_store()
+
+    def names(self) -> list[str]:
+        """Names of the complete models, sorted."""
+        if not self.root.is_dir():
+            return []
+        return sorted(p.name for p in self.root.iterdir() if not p.name.startswith(".") and (p / INDEX_FILE).is_file())
+
+    def open(self, name: str) -> StoredModel:
+        """Open a model by name. Raises ModelNotFound, naming those there are."""
+        if not name or "/" in name or name.startswith("."):
+            raise ModelNotFound(f"{name!r} is not a model name")
+        try:
+            return StoredModel(self.root / name)
+        except ModelNotFound:
+            have = ", ".join(self.names()) or "none"
+            raise ModelNotFound(
+                f"{name}: not in the store {self.root} (there: {have}); import it with `splitinfer models import SOURCE --name {name}`"
+            ) from None
