@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 INDEX_FILE = "index.json"
-FORMAT = 1
+FORMAT: Literal[1] = 1
 
 StoredDType = Literal["float32", "bfloat16", "float16"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

@@ -6,12 +6,10 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
@@ -19,14 +17,14 @@ from pydantic import ValidationError
 from splitinfer.segment_runtime.store.architectures import Architecture, architecture_of
 from splitinfer.segment_runtime.store.errors import DamagedModel, ModelNotFound, StoreError
 from splitinfer.segment_runtime.store.index import INDEX_FILE, FileIndex, ModelIndex
+from splitinfer.segment_runtime.store.safetensors_file import (
+    NUMPY_DTYPES,
+    SAFETENSORS_DTYPES,
+    header_length,
+    parse_header,
+)
 
-NUMPY_DTYPES: Mapping[str, np.dtype[Any]] = {
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
-SAFETENSORS_DTYPES: Mapping[str, str] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
+__all__ = ["NUMPY_DTYPES", "SAFETENSORS_DTYPES", "ModelStore", "StoredModel", "default_store", "parse_safetensors"]
 
 def default_store() -> Path:
     """``$SPLITINFER_HOME/models``, by default ``~/.cache/splitinfer/models``."""
@@ -125,30 +123,19 @@ class StoredModel:
 def parse_safetensors(path: Path, data: mmap.mmap | bytes) -> dict[str, NDArray[Any]]:
     """Zero-copy views on a safetensors file.
 
-    Read here and not with the library's numpy side because that has no bfloat16 and always copies; the
-    format is a length, a JSON header and raw bytes (safetensors format description).
-
     Raises:
-        DamagedModel: a header that is not one, or tensors outside the file.
+        DamagedModel: a header that is not one, tensors outside the file, or a dtype the store does not hold.
     """
+    tensors = {}
     try:
-        length = int.from_bytes(data[:8], "little")
-        if len(data) < 8 or length > len(data) - 8:
-            raise ValueError("header length past the end of the file")
-        header = json.loads(data[8 : 8 + length])
-        header.pop("__metadata__", None)
-        base, tensors = 8 + length, {}
-        for name, entry in header.items():
-            if entry["dtype"] not in SAFETENSORS_DTYPES:
-                raise ValueError(f"tensor {name!r} has dtype {entry['dtype']}; known are {', '.join(SAFETENSORS_DTYPES)}")
-            dtype = NUMPY_DTYPES[SAFETENSORS_DTYPES[entry["dtype"]]]
-            begin, end = entry["data_offsets"]
-            shape = tuple(entry["shape"])
-            count = int(np.prod(shape, dtype=np.int64))
-            if not 0 <= begin <= end <= len(data) - base or end - begin != count * dtype.itemsize:
-                raise ValueError(f"tensor {name!r} does not fit its bytes")
-            tensors[name] = np.frombuffer(data, dtype=dtype, count=count, offset=base + begin).reshape(shape)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        length = header_length(data[:8], len(data))
+        for name, entry in parse_header(data[8 : 8 + length], len(data)).items():
+            if entry.dtype is None:
+                raise ValueError(f"tensor {name!r} has dtype {entry.code}; known are {', '.join(SAFETENSORS_DTYPES)}")
+            dtype = NUMPY_DTYPES[entry.dtype]
+            count = entry.bytes // dtype.itemsize
+            tensors[name] = np.frombuffer(data, dtype, count, entry.offset).reshape(entry.shape)
+    except ValueError as error:
         raise DamagedModel(f"{path}: not a safetensors file: {error}") from error
     return tensors
 

@@ -1,0 +1,218 @@
+"""Importing a model: from a source to a complete folder of the store, or to nothing."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from splitinfer.segment_runtime.store.architectures import Architecture, architecture_of
+from splitinfer.segment_runtime.store.checkpoint import Checkpoint
+from splitinfer.segment_runtime.store.dimensions import Dimensions, dimensions_of
+from splitinfer.segment_runtime.store.errors import (
+    DamagedModel,
+    DamagedSource,
+    DiskFull,
+    ImportFailed,
+    StoreError,
+)
+from splitinfer.segment_runtime.store.hf_folder import parse_tokenizer
+from splitinfer.segment_runtime.store.index import INDEX_FILE, FileIndex, ModelIndex, UnitIndex
+from splitinfer.segment_runtime.store.layout import Layout, lay_out
+from splitinfer.segment_runtime.store.publish import check_name, locked, partial_folder, publish, remove_stale
+from splitinfer.segment_runtime.store.reader import ModelStore, StoredModel
+from splitinfer.segment_runtime.store.sources import parse_source
+from splitinfer.segment_runtime.store.writer import common_dtype, equal_tensors, write_file, write_unit
+
+Stage = Literal["download", "wait", "write", "check", "stored", "unchanged"]
+# Headers, config, tokenizer and the index: small beside the weights, but a full disk must not be met half way.
+_SIDE_ROOM = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class ImportProgress:
+    """Where an import is.
+
+    Attributes:
+        stage: ``download`` from a hub, ``wait`` for another import of the name, ``write``, ``check`` against the
+            model of that name that is there already; then ``stored``, or ``unchanged``: the same content was there.
+        done_bytes: of this stage.
+        total_bytes: of this stage.
+        unit: the unit being written, else empty.
+    """
+
+    stage: Stage
+    name: str
+    done_bytes: int
+    total_bytes: int
+    unit: str = ""
+
+
+Progress = Callable[[ImportProgress], None]
+
+
+def import_model(
+    source: str | Path,
+    *,
+    name: str | None = None,
+    store: ModelStore | None = None,
+    progress: Progress | None = None,
+    require_tokenizer: bool = True,
+) -> StoredModel:
+    """Import a model and return it, open. The model of that name, if there is one, stays until the new one is complete.
+
+    Args:
+        source: a Hugging Face folder, a GGUF file, ``hf://ORG/NAME@REVISION``, ``package://NAME`` or ``smollm2``.
+        name: what it will be called; by default what the source suggests.
+        require_tokenizer: False lets bare weights in, for tests of engines.
+
+    Raises:
+        StoreError: naming the file or field and the mend; nothing is left behind.
+    """
+    store = store or ModelStore()
+    tell = progress or (lambda _: None)
+    parsed = parse_source(source)
+    name = check_name(name if name is not None else re.sub(r"[^A-Za-z0-9._-]+", "-", parsed.name).lstrip("-._"))
+    checkpoint = parsed.open(lambda done, total: tell(ImportProgress("download", name, done, total)))
+    plan = _plan(checkpoint, require_tokenizer)
+    try:
+        store.root.mkdir(parents=True, exist_ok=True)
+        with locked(store.root, name, lambda: tell(ImportProgress("wait", name, 0, 0))):
+            remove_stale(store.root, name)
+            return _store(checkpoint, plan, name, store.root, tell)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _disk_full(store.root, plan.weight_bytes) from error
+        raise ImportFailed(f"{store.root}: {name} could not be stored: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """All that is decided before the first byte is written."""
+
+    architecture: Architecture
+    config: Mapping[str, Any]
+    dims: Dimensions
+    layout: Layout
+    weight_bytes: int
+
+
+def _plan(checkpoint: Checkpoint, require_tokenizer: bool) -> _Plan:
+    architecture = architecture_of(checkpoint.config)
+    if checkpoint.tokenizer is not None:
+        from tokenizers import Tokenizer
+
+        parse_tokenizer(f"{checkpoint.where}/tokenizer.json", checkpoint.tokenizer, Tokenizer)
+    elif require_tokenizer:
+        raise DamagedSource(
+            f"{checkpoint.where}: tokenizer.json is missing; save one beside the model: "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        )
+    config = checkpoint.config
+    dims = dimensions_of(config)
+    layout = lay_out(checkpoint.where, architecture, config, dims, checkpoint.tensors)
+    if layout.tied_copy is not None and not equal_tensors(checkpoint, layout.units["embed"]["tokens"], layout.tied_copy):
+        # As transformers has it: tie_word_embeddings is overruled by two different tensors. The stored config says so.
+        layout = layout.untied()
+        config = {**config, "tie_word_embeddings": False}
+    used = [name for unit in layout.units.values() for name in unit.values()]
+    return _Plan(architecture, config, dims, layout, sum(checkpoint.tensors[name].bytes for name in used))
+
+
+def _store(checkpoint: Checkpoint, plan: _Plan, name: str, root: Path, tell: Progress) -> StoredModel:
+    if plan.weight_bytes + _SIDE_ROOM > shutil.disk_usage(root).free:
+        raise _disk_full(root, plan.weight_bytes)
+    with partial_folder(root, name) as partial:
+        units = _write_units(checkpoint, plan, name, partial, tell)
+        files = _write_sides(checkpoint, plan, partial)
+        index = _index(checkpoint, plan, name, units, files)
+        write_file(partial / INDEX_FILE, index.model_dump_json(indent=1).encode())
+        if _holds(root / name, index, lambda done: tell(ImportProgress("check", name, done, index.weight_bytes))):
+            stage: Stage = "unchanged"
+        else:
+            publish(partial, root / name)
+            stage = "stored"
+    tell(ImportProgress(stage, name, index.weight_bytes, index.weight_bytes))
+    return StoredModel(root / name)
+
+
+def _write_units(checkpoint: Checkpoint, plan: _Plan, name: str, folder: Path, tell: Progress) -> dict[str, UnitIndex]:
+    done = 0
+    units = {}
+    for unit, tensors in plan.layout.units.items():
+
+        def written(count: int, unit: str = unit) -> None:
+            nonlocal done
+            done += count
+            tell(ImportProgress("write", name, done, plan.weight_bytes, unit))
+
+        units[unit] = write_unit(folder / f"{unit}.safetensors", tensors, checkpoint, written)
+    return units
+
+
+def _write_sides(checkpoint: Checkpoint, plan: _Plan, folder: Path) -> dict[str, FileIndex]:
+    config = json.dumps(plan.config, indent=2, sort_keys=True).encode()
+    files = {"config": write_file(folder / "config.json", config)}
+    if checkpoint.tokenizer is not None:
+        files["tokenizer"] = write_file(folder / "tokenizer.json", checkpoint.tokenizer)
+    if checkpoint.chat_template is not None:
+        files["chat_template"] = write_file(folder / "chat_template.jinja", checkpoint.chat_template.encode())
+    return files
+
+
+def _index(
+    checkpoint: Checkpoint, plan: _Plan, name: str, units: Mapping[str, UnitIndex], files: Mapping[str, FileIndex]
+) -> ModelIndex:
+    dims = plan.dims
+    return ModelIndex.model_validate(
+        {
+            "name": name,
+            "source": checkpoint.source,
+            "model_type": plan.architecture.model_type,
+            "blocks": dims.blocks,
+            "hidden_size": dims.hidden,
+            "vocab_size": dims.vocab,
+            "max_context_tokens": dims.max_context,
+            "kv_heads": dims.kv_heads,
+            "head_dim": dims.head_dim,
+            "dtype": common_dtype(tensor for unit in units.values() for tensor in unit.tensors.values()),
+            "tied_embeddings": plan.layout.tied,
+            "bos_token_id": checkpoint.bos_token_id,
+            "eos_token_ids": checkpoint.eos_token_ids,
+            "units": units,
+            "files": files,
+        }
+    )
+
+
+def _holds(folder: Path, index: ModelIndex, checked: Callable[[int], None]) -> bool:
+    """Whether the folder has this very content, every byte of it: a damaged model is mended by importing it again."""
+    try:
+        model = StoredModel(folder)
+        if model.digest != index.digest:
+            return False
+        for file in model.index.files:
+            model.read_file(file)
+        done = 0
+        for unit, entry in model.index.units.items():
+            model.read_unit(unit)
+            done += entry.bytes
+            checked(done)
+    except (DamagedModel, StoreError):
+        return False
+    return True
+
+
+def _disk_full(root: Path, needed: int) -> DiskFull:
+    free = shutil.disk_usage(root).free
+    return DiskFull(
+        f"{root}: the disk is full: the model needs {needed:,} bytes, {free:,} are free; nothing was stored. "
+        "Free some space or choose another folder with --store",
+        needed,
+        free,
+    )
