@@ -1,0 +1,160 @@
+"""Small random models of every architecture on the allow list, and the real default model.
+
+The reference in every test is transformers' own model, loaded by transformers from its own files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from splitinfer.segment_runtime.store.importer import import_model
+from splitinfer.segment_runtime.store.reader import ModelStore, StoredModel
+
+VOCAB = 199
+_SMALL: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_GQA = _SMALL | {"num_key_value_heads": 2}
+_LAYER_TYPES = [
+    "sliding_attention",
+    "sliding_attention",
+    "full_attention",
+    "sliding_attention",
+    "full_attention",
+]
+_SLIDING = {"sliding_window": 7}  # smaller than the test prompts, so that tokens fall out of it
+
+# One case per architecture, and the variants whose attention differs.
+CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", _GQA),
+    "llama-tied-llama3rope": (
+        "LlamaConfig",
+        _GQA
+        | {
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            },
+        },
+    ),
+    "mistral-sliding": ("MistralConfig", _GQA | _SLIDING | {"head_dim": 16}),
+    "mistral-full": ("MistralConfig", _GQA | {"sliding_window": None}),
+    "qwen2": ("Qwen2Config", _GQA),
+    "qwen2-mixed": (
+        "Qwen2Config",
+        _GQA | _SLIDING | {"use_sliding_window": True, "layer_types": _LAYER_TYPES},
+    ),
+    "qwen3": ("Qwen3Config", _GQA | {"head_dim": 16}),
+    "gemma2": (
+        "Gemma2Config",
+        _GQA
+        | _SLIDING
+        | {
+            "head_dim": 16,
+            "layer_types": _LAYER_TYPES,
+            "query_pre_attn_scalar": 16,
+            "attn_logit_softcapping": 5.0,
+            "final_logit_softcapping": 3.0,
+        },
+    ),
+    "gemma3": ("Gemma3TextConfig", _GQA | _SLIDING | {"head_dim": 16, "layer_types": _LAYER_TYPES}),
+    "phi3": ("Phi3Config", _GQA | {"sliding_window": None}),
+    "phi3-sliding": ("Phi3Config", _GQA | _SLIDING),
+    "phi3-longrope": (
+        "Phi3Config",
+        _GQA
+        | {
+            "sliding_window": None,
+            "original_max_position_embeddings": 16,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+                "long_factor": [2.0, 2.2, 2.4, 2.6, 2.8, 3.0],
+                "original_max_position_embeddings": 16,
+            },
+        },
+    ),
+    "gpt_neox": ("GPTNeoXConfig", _SMALL | {"rotary_pct": 0.5}),
+    "gpt_neox-serial": ("GPTNeoXConfig", _SMALL | {"use_parallel_residual": False}),
+    "gpt2": (
+        "GPT2Config",
+        {
+            "vocab_size": VOCAB,
+            "n_embd": 48,
+            "n_layer": 5,
+            "n_head": 4,
+            "n_positions": 128,
+            "scale_attn_by_inverse_layer_idx": True,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+    ),
+    "opt": (
+        "OPTConfig",
+        {key: value for key, value in _SMALL.items() if key != "intermediate_size"}
+        | {"ffn_dim": 96, "word_embed_proj_dim": 48},
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A model as transformers has it and as the store has it."""
+
+    name: str
+    folder: Path
+    stored: StoredModel
+    reference: PreTrainedModel
+
+
+def save_random_model(name: str, folder: Path) -> None:
+    """Write a random model of case ``name`` as a Hugging Face folder.
+
+    The weights are drawn wide enough that attention is far from uniform and an error in any block shows.
+    """
+    config_name, fields = CASES[name]
+    config = getattr(transformers, config_name)(**fields)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(sum(name.encode()))
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 1 and "bias" not in key:
+                parameter.copy_((0.0 if "gemma" in name else 1.0) + 0.2 * noise)  # norms
+            else:
+                parameter.copy_(noise * (0.3 if parameter.ndim == 1 else 1.5 / parameter.shape[-1] ** 0.5))
+    model.save_pretrained(folder)
+
+
+def random_case(name: str, root: Path, dtype: str = "float32", device: str = "cpu") -> Case:
+    """Case ``name``, saved and imported once under ``root``, its reference in ``dtype``."""
+    folder, store = root / "hf" / name, ModelStore(root / "models")
+    if not folder.exists():
+        save_random_model(name, folder)
+        import_model(folder, name=name, store=store, require_tokenizer=False)
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
+    return Case(name, folder, store.open(name), reference)
+
+
+Edit = Callable[[dict[str, torch.Tensor]], None]
