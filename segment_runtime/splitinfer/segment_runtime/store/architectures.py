@@ -123,9 +123,13 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
     found = ARCHITECTURES[model_type]
     if model_type == "opt":
         if config.get("word_embed_proj_dim", config.get("hidden_size")) != config.get("hidden_size"):
-            raise UnsupportedSource("config.json: word_embed_proj_dim differs from hidden_size (OPT-350m): not supported")
+            raise UnsupportedSource(
+                "config.json: word_embed_proj_dim differs from hidden_size (OPT-350m): not supported"
+            )
         if not config.get("do_layer_norm_before", True):
-            raise UnsupportedSource("config.json: do_layer_norm_before=false (OPT-350m) has no final norm: not supported")
+            raise UnsupportedSource(
+                "config.json: do_layer_norm_before=false (OPT-350m) has no final norm: not supported"
+            )
     if config.get("quantization_config"):
         raise UnsupportedSource(
             "config.json: quantization_config: a quantised checkpoint cannot be read; import the float one"

@@ -47,12 +47,16 @@ def dimensions_of(config: Mapping[str, Any]) -> Dimensions:
         kv_heads = count(config, "num_key_value_heads", _KV_HEADS.get(kind, heads))
     if kind in _FIXED_HEAD_DIM or (kind not in _HEAD_DIM and config.get("head_dim") is None):
         if hidden % heads:
-            raise DamagedSource(f"config.json: hidden size {hidden} is not a multiple of its {heads} attention heads")
+            raise DamagedSource(
+                f"config.json: hidden size {hidden} is not a multiple of its {heads} attention heads"
+            )
         head_dim = hidden // heads
     else:
         head_dim = count(config, "head_dim", _HEAD_DIM.get(kind))
     if heads % kv_heads:
-        raise DamagedSource(f"config.json: {heads} attention heads do not share {kv_heads} key/value heads evenly")
+        raise DamagedSource(
+            f"config.json: {heads} attention heads do not share {kv_heads} key/value heads evenly"
+        )
     inner_name = {"gpt2": "n_inner", "opt": "ffn_dim"}.get(kind, "intermediate_size")
     return Dimensions(
         blocks=count(config, "n_layer" if gpt2 else "num_hidden_layers"),

@@ -45,7 +45,9 @@ class HfFolder:
             entries = read_header(file)
             if names is not None and names != set(entries):
                 wrong = sorted(names ^ set(entries))[0]
-                raise DamagedSource(f"{path / SHARDS}: tensor {wrong!r} is not where weight_map says; {file.name} is of another model")
+                raise DamagedSource(
+                    f"{path / SHARDS}: tensor {wrong!r} is not where weight_map says; {file.name} is of another model"
+                )
             self._files |= {name: (file, entry) for name, entry in entries.items()}
         self.tensors: Mapping[str, TensorInfo] = {
             name: TensorInfo(entry.shape, entry.dtype, entry.code) for name, (_, entry) in self._files.items()
@@ -62,7 +64,9 @@ class HfFolder:
                     # Not mapped: pages of a mapped file count as resident memory of the import.
                     data = os.pread(file.fileno(), min(PIECE_BYTES, end - offset), offset)
                     if len(data) % NUMPY_DTYPES[entry.dtype].itemsize or not data:
-                        raise DamagedSource(f"{path}: tensor {name!r} ends early, at byte {offset + len(data)}")
+                        raise DamagedSource(
+                            f"{path}: tensor {name!r} ends early, at byte {offset + len(data)}"
+                        )
                     yield np.frombuffer(data, NUMPY_DTYPES[entry.dtype])
                     offset += len(data)
         except OSError as error:
@@ -79,7 +83,9 @@ class HfFolder:
             return None
         from tokenizers import Tokenizer
 
-        found: int | None = parse_tokenizer(f"{self.where}/tokenizer.json", self.tokenizer, Tokenizer).token_to_id(text)
+        found: int | None = parse_tokenizer(
+            f"{self.where}/tokenizer.json", self.tokenizer, Tokenizer
+        ).token_to_id(text)
         return found
 
 

@@ -15,11 +15,11 @@ from splitinfer.segment_runtime.store.architectures import Architecture, archite
 from splitinfer.segment_runtime.store.checkpoint import Checkpoint
 from splitinfer.segment_runtime.store.dimensions import Dimensions, dimensions_of
 from splitinfer.segment_runtime.store.errors import (
-    DamagedModel,
     DamagedSource,
     DiskFull,
     ImportFailed,
     StoreError,
+    UnsupportedSource,
 )
 from splitinfer.segment_runtime.store.hf_folder import parse_tokenizer
 from splitinfer.segment_runtime.store.index import INDEX_FILE, FileIndex, ModelIndex, UnitIndex
@@ -69,6 +69,8 @@ def import_model(
     Args:
         source: a Hugging Face folder, a GGUF file, ``hf://ORG/NAME@REVISION``, ``package://NAME`` or ``smollm2``.
         name: what it will be called; by default what the source suggests.
+        store: where to; by default the user's store.
+        progress: called with where the import is, from threads too while files are fetched.
         require_tokenizer: False lets bare weights in, for tests of engines.
 
     Raises:
@@ -77,7 +79,9 @@ def import_model(
     store = store or ModelStore()
     tell = progress or (lambda _: None)
     parsed = parse_source(source)
-    name = check_name(name if name is not None else re.sub(r"[^A-Za-z0-9._-]+", "-", parsed.name).lstrip("-._"))
+    name = check_name(
+        name if name is not None else re.sub(r"[^A-Za-z0-9._-]+", "-", parsed.name).lstrip("-._")
+    )
     checkpoint = parsed.open(lambda done, total: tell(ImportProgress("download", name, done, total)))
     plan = _plan(checkpoint, require_tokenizer)
     try:
@@ -103,7 +107,11 @@ class _Plan:
 
 
 def _plan(checkpoint: Checkpoint, require_tokenizer: bool) -> _Plan:
-    architecture = architecture_of(checkpoint.config)
+    try:
+        architecture = architecture_of(checkpoint.config)
+        dims = dimensions_of(checkpoint.config)
+    except (DamagedSource, UnsupportedSource) as error:
+        raise type(error)(f"{checkpoint.where}: {error}") from None
     if checkpoint.tokenizer is not None:
         from tokenizers import Tokenizer
 
@@ -114,9 +122,10 @@ def _plan(checkpoint: Checkpoint, require_tokenizer: bool) -> _Plan:
             "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         )
     config = checkpoint.config
-    dims = dimensions_of(config)
     layout = lay_out(checkpoint.where, architecture, config, dims, checkpoint.tensors)
-    if layout.tied_copy is not None and not equal_tensors(checkpoint, layout.units["embed"]["tokens"], layout.tied_copy):
+    if layout.tied_copy is not None and not equal_tensors(
+        checkpoint, layout.units["embed"]["tokens"], layout.tied_copy
+    ):
         # As transformers has it: tie_word_embeddings is overruled by two different tensors. The stored config says so.
         layout = layout.untied()
         config = {**config, "tie_word_embeddings": False}
@@ -132,7 +141,9 @@ def _store(checkpoint: Checkpoint, plan: _Plan, name: str, root: Path, tell: Pro
         files = _write_sides(checkpoint, plan, partial)
         index = _index(checkpoint, plan, name, units, files)
         write_file(partial / INDEX_FILE, index.model_dump_json(indent=1).encode())
-        if _holds(root / name, index, lambda done: tell(ImportProgress("check", name, done, index.weight_bytes))):
+        if _holds(
+            root / name, index, lambda done: tell(ImportProgress("check", name, done, index.weight_bytes))
+        ):
             stage: Stage = "unchanged"
         else:
             publish(partial, root / name)
@@ -141,7 +152,9 @@ def _store(checkpoint: Checkpoint, plan: _Plan, name: str, root: Path, tell: Pro
     return StoredModel(root / name)
 
 
-def _write_units(checkpoint: Checkpoint, plan: _Plan, name: str, folder: Path, tell: Progress) -> dict[str, UnitIndex]:
+def _write_units(
+    checkpoint: Checkpoint, plan: _Plan, name: str, folder: Path, tell: Progress
+) -> dict[str, UnitIndex]:
     done = 0
     units = {}
     for unit, tensors in plan.layout.units.items():
@@ -166,7 +179,11 @@ def _write_sides(checkpoint: Checkpoint, plan: _Plan, folder: Path) -> dict[str,
 
 
 def _index(
-    checkpoint: Checkpoint, plan: _Plan, name: str, units: Mapping[str, UnitIndex], files: Mapping[str, FileIndex]
+    checkpoint: Checkpoint,
+    plan: _Plan,
+    name: str,
+    units: Mapping[str, UnitIndex],
+    files: Mapping[str, FileIndex],
 ) -> ModelIndex:
     dims = plan.dims
     return ModelIndex.model_validate(
@@ -203,7 +220,7 @@ def _holds(folder: Path, index: ModelIndex, checked: Callable[[int], None]) -> b
             model.read_unit(unit)
             done += entry.bytes
             checked(done)
-    except (DamagedModel, StoreError):
+    except StoreError:
         return False
     return True
 

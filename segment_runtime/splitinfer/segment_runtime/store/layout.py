@@ -50,6 +50,9 @@ def lay_out(
 
     Args:
         where: the file or folder that errors name.
+        architecture: the entry of the allow list.
+        config: the checkpoint's config, for options that add tensors.
+        dims: the sizes out of that config.
         tensors: of the checkpoint; names may lack the model's outer prefix, as base-model checkpoints do.
 
     Raises:
@@ -75,7 +78,9 @@ def lay_out(
     missing = [name for name in expected if name not in found and not (name == head_name and dims.tied)]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise DamagedSource(f"{where}: tensor {missing[0]!r}{more} is missing; the checkpoint is not complete")
+        raise DamagedSource(
+            f"{where}: tensor {missing[0]!r}{more} is missing; the checkpoint is not complete"
+        )
     units: dict[str, UnitPlan] = {}
     for full, (unit, inside, _shape) in expected.items():
         if not (full == head_name and dims.tied):
@@ -105,7 +110,9 @@ def _full_name(architecture: Architecture, name: str) -> str:
 
 def _check(where: str, name: str, info: TensorInfo, shape: Shape) -> None:
     if info.shape != shape:
-        raise DamagedSource(f"{where}: tensor {name!r} has shape {list(info.shape)}, the config says {list(shape)}")
+        raise DamagedSource(
+            f"{where}: tensor {name!r} has shape {list(info.shape)}, the config says {list(shape)}"
+        )
     if info.dtype is None:
         raise UnsupportedSource(
             f"{where}: tensor {name!r} has dtype {info.code}; the store holds float32, float16 and bfloat16"

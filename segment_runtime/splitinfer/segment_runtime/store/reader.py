@@ -24,7 +24,15 @@ from splitinfer.segment_runtime.store.safetensors_file import (
     parse_header,
 )
 
-__all__ = ["NUMPY_DTYPES", "SAFETENSORS_DTYPES", "ModelStore", "StoredModel", "default_store", "parse_safetensors"]
+__all__ = [
+    "NUMPY_DTYPES",
+    "SAFETENSORS_DTYPES",
+    "ModelStore",
+    "StoredModel",
+    "default_store",
+    "parse_safetensors",
+]
+
 
 def default_store() -> Path:
     """``$SPLITINFER_HOME/models``, by default ``~/.cache/splitinfer/models``."""
@@ -47,7 +55,9 @@ class StoredModel:
         try:
             text = index_path.read_text("utf-8")
         except (FileNotFoundError, NotADirectoryError):
-            raise ModelNotFound(f"{path.name}: no {INDEX_FILE} in {path}; import it with `splitinfer models import`") from None
+            raise ModelNotFound(
+                f"{path.name}: no {INDEX_FILE} in {path}; import it with `splitinfer models import`"
+            ) from None
         except (OSError, UnicodeDecodeError) as error:
             raise DamagedModel(f"{index_path}: cannot be read: {error}") from error
         try:
@@ -99,7 +109,9 @@ class StoredModel:
         """
         entry = self.index.units.get(unit)
         if entry is None:
-            raise StoreError(f"{self.name}: has no unit {unit!r}; its blocks are 0 to {self.index.blocks - 1}")
+            raise StoreError(
+                f"{self.name}: has no unit {unit!r}; its blocks are 0 to {self.index.blocks - 1}"
+            )
         path = self.path / entry.file
         try:
             with path.open("rb") as file:
@@ -131,7 +143,9 @@ def parse_safetensors(path: Path, data: mmap.mmap | bytes) -> dict[str, NDArray[
         length = header_length(data[:8], len(data))
         for name, entry in parse_header(data[8 : 8 + length], len(data)).items():
             if entry.dtype is None:
-                raise ValueError(f"tensor {name!r} has dtype {entry.code}; known are {', '.join(SAFETENSORS_DTYPES)}")
+                raise ValueError(
+                    f"tensor {name!r} has dtype {entry.code}; known are {', '.join(SAFETENSORS_DTYPES)}"
+                )
             dtype = NUMPY_DTYPES[entry.dtype]
             count = entry.bytes // dtype.itemsize
             tensors[name] = np.frombuffer(data, dtype, count, entry.offset).reshape(entry.shape)
@@ -159,7 +173,9 @@ class ModelStore:
         """Names of the complete models, sorted."""
         if not self.root.is_dir():
             return []
-        return sorted(p.name for p in self.root.iterdir() if not p.name.startswith(".") and (p / INDEX_FILE).is_file())
+        return sorted(
+            p.name for p in self.root.iterdir() if not p.name.startswith(".") and (p / INDEX_FILE).is_file()
+        )
 
     def open(self, name: str) -> StoredModel:
         """Open a model by name. Raises ModelNotFound, naming those there are."""

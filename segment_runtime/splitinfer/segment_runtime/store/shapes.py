@@ -49,7 +49,7 @@ def _linear(name: str, rows: int, columns: int, bias: bool) -> Shapes:
 
 
 def _norm(name: str, width: int, bias: bool) -> Shapes:
-    return {f"{name}.weight": (width,)} | ({f"{name}.bias": (width,)} if bias else {})
+    return {f"{name}.{part}": (width,) for part in (("weight", "bias") if bias else ("weight",))}
 
 
 def _llama_like(model_type: str, config: Mapping[str, Any], d: Dimensions) -> Shapes:

@@ -76,7 +76,9 @@ def _package(text: str, package: str) -> Source:
     try:
         files = importlib.metadata.files(package) or []
     except (importlib.metadata.PackageNotFoundError, ValueError):
-        raise SourceNotFound(f"{text}: the package {package} is not installed; run `pip install {package}`") from None
+        raise SourceNotFound(
+            f"{text}: the package {package} is not installed; run `pip install {package}`"
+        ) from None
     found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
     if len(found) != 1:
         raise UnsupportedSource(f"{text}: the package has {len(found)} .gguf files, one is needed")
@@ -93,6 +95,7 @@ def _hub(text: str, rest: str) -> Source:
     def fetch(download: Download) -> Checkpoint:
         from splitinfer.segment_runtime.store.hub import fetch_snapshot
 
-        return HfFolder(fetch_snapshot(repo, revision, text, download), text)
+        folder, commit = fetch_snapshot(repo, revision, text, download)
+        return HfFolder(folder, f"hf://{repo}@{commit}")
 
     return Source(text, match["name"], fetch)

@@ -64,7 +64,9 @@ def write_unit(
     """Write the tensors of one unit to a safetensors file, piece by piece.
 
     Args:
+        path: the new file.
         unit: name inside the unit -> name in the checkpoint.
+        checkpoint: where the tensors come from.
         written: called with the bytes of each piece.
 
     Raises:

