@@ -49,18 +49,15 @@ def run_import(args: argparse.Namespace) -> int:
 
     last = ""
 
-    def remember(now: ImportProgress) -> None:
-        nonlocal last
-        last = now.stage
-
     try:
         with _progress() as show:
-            model = import_model(
-                args.source,
-                name=args.name,
-                store=_store(args),
-                progress=lambda now: (remember(now), show(now))[1],
-            )
+
+            def tell(now: ImportProgress) -> None:
+                nonlocal last
+                last = now.stage
+                show(now)
+
+            model = import_model(args.source, name=args.name, store=_store(args), progress=tell)
     except StoreError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR

@@ -103,11 +103,11 @@ def _reporter(progress: Callable[[int, int], None]) -> type[Any]:
     huggingface_hub makes three bars: two in bytes ("Downloading" counts the wire, "Reconstructing" the disk, and
     adds to ``total`` as files start), and one that counts files.
     """
-    from tqdm import tqdm
+    from tqdm import tqdm  # type: ignore[import-untyped]
 
     lock = Lock()
 
-    class Reporter(tqdm):  # type: ignore[type-arg,misc]  # tqdm's stubs are not installed everywhere
+    class Reporter(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self._reports = str(kwargs.get("desc") or "").startswith("Reconstructing")
             self._done = 0

@@ -140,7 +140,7 @@ def _store(checkpoint: Checkpoint, plan: _Plan, name: str, root: Path, tell: Pro
         units = _write_units(checkpoint, plan, name, partial, tell)
         files = _write_sides(checkpoint, plan, partial)
         index = _index(checkpoint, plan, name, units, files)
-        write_file(partial / INDEX_FILE, index.model_dump_json(indent=1).encode())
+        write_file(partial / INDEX_FILE, index.sealed().model_dump_json(indent=1).encode())
         if _holds(
             root / name, index, lambda done: tell(ImportProgress("check", name, done, index.weight_bytes))
         ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from math import prod
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -64,21 +65,35 @@ class ModelIndex(BaseModel):
     units: Mapping[str, UnitIndex]
     files: Mapping[str, FileIndex]
     """``config``, ``tokenizer`` and, where the source has one, ``chat_template``."""
+    seal: str = ""
+    """sha256 over all other fields, so that damage to the index itself is found; empty in an index not yet written."""
 
     @property
     def digest(self) -> str:
         """sha256 over what is computed with: units, config, tokenizer, template; not the name or the source."""
-        content = self.model_dump(mode="json", exclude={"name", "source"})
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        content = self.model_dump(mode="json", exclude={"name", "source", "seal"})
+        return _sha256(content)
+
+    def sealed(self) -> ModelIndex:
+        """The same with its seal, as it is written."""
+        return self.model_copy(update={"seal": _sha256(self.model_dump(mode="json", exclude={"seal"}))})
 
     def kv_bytes_per_token(self, dtype_bytes: int) -> int:
         """Bytes of KV that one token takes in one block: keys and values."""
         return 2 * self.kv_heads * self.head_dim * dtype_bytes
 
+    def block_weight_bytes(self, block: int, dtype_bytes: int) -> int:
+        """Bytes of one block's weights once loaded with elements of ``dtype_bytes``."""
+        return sum(prod(t.shape) * dtype_bytes for t in self.units[block_unit(block)].tensors.values())
+
     @property
     def weight_bytes(self) -> int:
         """Bytes of all unit files."""
         return sum(unit.bytes for unit in self.units.values())
+
+
+def _sha256(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def block_unit(index: int) -> str:

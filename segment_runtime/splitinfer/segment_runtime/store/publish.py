@@ -105,7 +105,6 @@ def remove_stale(root: Path, name: str) -> None:
             with suppress(FileNotFoundError):
                 lock.unlink()
             os.close(handle)
-    # A lock file whose holder was killed has no partial folder when the kill came between the two.
     _finish_replacement(root, name)
 
 
@@ -133,6 +132,11 @@ def complete_folder(root: Path, name: str) -> Path:
     """Where the model of a name is to be read: its folder, or the one it had if a replacement stopped half way."""
     final, previous = root / name, root / f".{name}.previous"
     return previous if not final.exists() and previous.exists() else final
+
+
+def replaced_half_way(root: Path) -> set[str]:
+    """Names whose model is to be read where it was moved aside."""
+    return {path.name[1 : -len(".previous")] for path in root.glob(".*.previous")}
 
 
 def _finish_replacement(root: Path, name: str) -> None:

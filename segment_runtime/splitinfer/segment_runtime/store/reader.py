@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from splitinfer.segment_runtime.store.architectures import Architecture, architecture_of
-from splitinfer.segment_runtime.store.errors import DamagedModel, ModelNotFound, StoreError
+from splitinfer.segment_runtime.store.errors import DamagedModel, ModelNotFound, ReplacedModel, StoreError
 from splitinfer.segment_runtime.store.index import INDEX_FILE, FileIndex, ModelIndex
+from splitinfer.segment_runtime.store.publish import complete_folder, replaced_half_way
 from splitinfer.segment_runtime.store.safetensors_file import (
     NUMPY_DTYPES,
     SAFETENSORS_DTYPES,
@@ -51,21 +52,7 @@ class StoredModel:
             DamagedModel: an index that cannot be parsed.
         """
         self.path = path
-        index_path = path / INDEX_FILE
-        try:
-            text = index_path.read_text("utf-8")
-        except (FileNotFoundError, NotADirectoryError):
-            raise ModelNotFound(
-                f"{path.name}: no {INDEX_FILE} in {path}; import it with `splitinfer models import`"
-            ) from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise DamagedModel(f"{index_path}: cannot be read: {error}") from error
-        try:
-            self.index = ModelIndex.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise DamagedModel(f"{index_path}: {where}: {first['msg']}; import the model again") from error
+        self.index = _read_index(path)
 
     @property
     def name(self) -> str:
@@ -96,8 +83,8 @@ class StoredModel:
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise DamagedModel(f"{path}: cannot be read: {error}; import the model again") from error
-        _verify(path, entry, data)
+            raise self._damaged(path, f"cannot be read: {error}") from error
+        self._verify(path, entry, data)
         return data
 
     def read_unit(self, unit: str) -> dict[str, NDArray[Any]]:
@@ -115,21 +102,58 @@ class StoredModel:
         path = self.path / entry.file
         try:
             with path.open("rb") as file:
-                if os.fstat(file.fileno()).st_size != entry.bytes:
-                    raise DamagedModel(
-                        f"{path}: {os.fstat(file.fileno()).st_size} bytes, the index says {entry.bytes}; import the model again"
-                    )
+                found_bytes = os.fstat(file.fileno()).st_size
+                if found_bytes != entry.bytes:
+                    raise self._damaged(path, f"{found_bytes} bytes, the index says {entry.bytes}")
                 data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
-            raise DamagedModel(f"{path}: cannot be read: {error}; import the model again") from error
-        _verify(path, entry, data)
+            raise self._damaged(path, f"cannot be read: {error}") from error
+        self._verify(path, entry, data)
         tensors = parse_safetensors(path, data)
         found = {name: (array.shape, str(array.dtype)) for name, array in tensors.items()}
         expected = {name: (tensor.shape, tensor.dtype) for name, tensor in entry.tensors.items()}
         if found != expected:
             wrong = sorted(set(found.items()) ^ set(expected.items()))[0][0]
-            raise DamagedModel(f"{path}: tensor {wrong!r} is not as the index says; import the model again")
+            raise self._damaged(path, f"tensor {wrong!r} is not as the index says")
         return tensors
+
+    def _verify(self, path: Path, entry: FileIndex, data: bytes | mmap.mmap) -> None:
+        found = hashlib.sha256(data).hexdigest()
+        if found != entry.sha256:
+            raise self._damaged(
+                path, f"its sha256 is {found[:12]}..., the index says {entry.sha256[:12]}...: damaged"
+            )
+
+    def _damaged(self, path: Path, reason: str) -> DamagedModel:
+        """The error for a file that is not that of the index: damage, or an import that replaced the model meanwhile."""
+        try:
+            replaced = _read_index(self.path).digest != self.digest
+        except StoreError:
+            replaced = False
+        if replaced:
+            return ReplacedModel(f"{path}: {self.name} was imported again with other content; open it anew")
+        return DamagedModel(f"{path}: {reason}; import the model again")
+
+
+def _read_index(folder: Path) -> ModelIndex:
+    path = folder / INDEX_FILE
+    try:
+        text = path.read_text("utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise ModelNotFound(
+            f"{folder.name}: no {INDEX_FILE} in {folder}; import it with `splitinfer models import`"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DamagedModel(f"{path}: cannot be read: {error}; import the model again") from error
+    try:
+        index = ModelIndex.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DamagedModel(f"{path}: {where}: {first['msg']}; import the model again") from error
+    if index.seal != index.sealed().seal:
+        raise DamagedModel(f"{path}: its content is not that of its seal: damaged; import the model again")
+    return index
 
 
 def parse_safetensors(path: Path, data: mmap.mmap | bytes) -> dict[str, NDArray[Any]]:
@@ -154,15 +178,6 @@ def parse_safetensors(path: Path, data: mmap.mmap | bytes) -> dict[str, NDArray[
     return tensors
 
 
-def _verify(path: Path, entry: FileIndex, data: bytes | mmap.mmap) -> None:
-    found = hashlib.sha256(data).hexdigest()
-    if found != entry.sha256:
-        raise DamagedModel(
-            f"{path}: its sha256 is {found[:12]}..., the index says {entry.sha256[:12]}...: the file is damaged; "
-            "import the model again"
-        )
-
-
 class ModelStore:
     """A folder of model folders."""
 
@@ -173,16 +188,17 @@ class ModelStore:
         """Names of the complete models, sorted."""
         if not self.root.is_dir():
             return []
-        return sorted(
-            p.name for p in self.root.iterdir() if not p.name.startswith(".") and (p / INDEX_FILE).is_file()
+        there = {p.name for p in self.root.iterdir() if not p.name.startswith(".")} | replaced_half_way(
+            self.root
         )
+        return sorted(name for name in there if (complete_folder(self.root, name) / INDEX_FILE).is_file())
 
     def open(self, name: str) -> StoredModel:
         """Open a model by name. Raises ModelNotFound, naming those there are."""
         if not name or "/" in name or name.startswith("."):
             raise ModelNotFound(f"{name!r} is not a model name")
         try:
-            return StoredModel(self.root / name)
+            return StoredModel(complete_folder(self.root, name))
         except ModelNotFound:
             have = ", ".join(self.names()) or "none"
             raise ModelNotFound(
