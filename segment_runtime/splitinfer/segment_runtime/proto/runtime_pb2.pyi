@@ -495,6 +495,7 @@ class HostState(_message.Message):
     RANGES_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     THREADS_FIELD_NUMBER: _builtins.int
+    FENCE_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     engine: _builtins.str
     device: _builtins.str
@@ -503,6 +504,8 @@ class HostState(_message.Message):
     memory_used_bytes: _builtins.int
     draining: _builtins.bool
     threads: _builtins.int
+    fence: _builtins.int
+    """Newest epoch that this host was ever asked to prepare; a prepare must be newer."""
     @_builtins.property
     def ranges(self) -> _containers.RepeatedCompositeFieldContainer[Global___RangeState]: ...
     def __init__(
@@ -517,10 +520,11 @@ class HostState(_message.Message):
         ranges: _abc.Iterable[Global___RangeState] | None = ...,
         draining: _builtins.bool = ...,
         threads: _builtins.int = ...,
+        fence: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "draining", b"draining", "engine", b"engine", "memory_limit_bytes", b"memory_limit_bytes", "memory_used_bytes", b"memory_used_bytes", "node", b"node", "ranges", b"ranges", "threads", b"threads", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "draining", b"draining", "engine", b"engine", "fence", b"fence", "memory_limit_bytes", b"memory_limit_bytes", "memory_used_bytes", b"memory_used_bytes", "node", b"node", "ranges", b"ranges", "threads", b"threads", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,179 @@
+"""The entry: OpenAI API in front, hosts behind; coordinates the data plane.
+
+``python -m splitinfer.segment_runtime.entry --model NAME --listen HOST:PORT --control HOST:PORT --data HOST:PORT``
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+import structlog
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from splitinfer.segment_runtime.channel import SERVER_OPTIONS
+from splitinfer.segment_runtime.engine.factory import create_engine
+from splitinfer.segment_runtime.engine.port import EngineError
+from splitinfer.segment_runtime.entry.control import control_app
+from splitinfer.segment_runtime.entry.coordinator import Coordinator
+from splitinfer.segment_runtime.entry.metrics import PipelineMetrics
+from splitinfer.segment_runtime.entry.pipeline import Pipeline, Settings
+from splitinfer.segment_runtime.entry.public import public_app
+from splitinfer.segment_runtime.entry.returns import ReturnService
+from splitinfer.segment_runtime.entry.scheduler import Limits
+from splitinfer.segment_runtime.process import (
+    announce,
+    configure_logging,
+    parse_address,
+    stop_on_signals,
+    stop_with_parent,
+)
+from splitinfer.segment_runtime.proto import runtime_pb2_grpc
+from splitinfer.segment_runtime.store.errors import StoreError
+from splitinfer.segment_runtime.store.reader import ModelStore
+
+log = structlog.get_logger()
+
+DEFAULTS = Limits(kv_budget_tokens=1)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line. Plans come over the control API."""
+    p = argparse.ArgumentParser(prog="splitinfer-entry", description="OpenAI endpoint of one split model.")
+    p.add_argument("--model", required=True, help="name of the model in the store")
+    p.add_argument("--store", type=Path, help="folder of the model store")
+    p.add_argument("--listen", default="0.0.0.0:8000", help="host:port of the OpenAI API")
+    p.add_argument("--control", default="127.0.0.1:8001", help="host:port of the control API; keep it from users")
+    p.add_argument("--data", default="0.0.0.0:7071", help="host:port that the last hop pushes to")
+    p.add_argument("--advertise", help="host:port under which hosts reach --data; default: what --data is bound to")
+    p.add_argument("--engine", default="torch", help="engine of the head")
+    p.add_argument("--device", default="cpu", help="cpu, or cuda[:N]")
+    p.add_argument("--threads", type=int, help="compute threads of the head; default: the CPUs this process may use")
+    p.add_argument("--micro-batches", type=int, default=0, help="micro-batches in flight; 0: one per segment")
+    p.add_argument("--max-sessions", type=int, default=DEFAULTS.max_sessions, help="sessions in one micro-batch")
+    p.add_argument("--min-sessions", type=int, default=DEFAULTS.min_sessions, help="do not split below this many")
+    p.add_argument("--prefill-chunk", type=int, default=DEFAULTS.prefill_chunk, help="tokens of a prefill chunk")
+    p.add_argument(
+        "--mixed-prefill-chunk",
+        type=int,
+        default=DEFAULTS.mixed_prefill_chunk,
+        help="prefill tokens in a step that decodes too",
+    )
+    p.add_argument("--max-waiting", type=int, default=DEFAULTS.max_waiting, help="requests that may wait for room")
+    p.add_argument("--step-seconds", type=float, default=60.0, help="a step without an answer breaks the pipeline")
+    p.add_argument("--recovery-seconds", type=float, default=120.0, help="requests outlive a broken pipeline this long")
+    p.add_argument("--grace-seconds", type=float, default=20.0, help="how long SIGTERM lets requests finish")
+    p.add_argument("--exit-with-parent", action="store_true", help="stop when stdin, held open by the parent, ends")
+    p.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
+    return p
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """Limits of the scheduler. Raises ValueError naming the option."""
+    for option in ("max_sessions", "min_sessions", "prefill_chunk", "mixed_prefill_chunk"):
+        if getattr(args, option) < 1:
+            raise ValueError(f"--{option.replace('_', '-')}: must be at least 1")
+    if args.max_waiting < 0 or args.micro_batches < 0:
+        raise ValueError("--max-waiting and --micro-batches: must not be negative")
+    limits = replace(
+        DEFAULTS,
+        max_sessions=args.max_sessions,
+        min_sessions=args.min_sessions,
+        prefill_chunk=args.prefill_chunk,
+        mixed_prefill_chunk=args.mixed_prefill_chunk,
+        max_waiting=args.max_waiting,
+    )
+    return Settings(limits, args.micro_batches, args.step_seconds)
+
+
+async def _listen(app: web.Application, address: str, field: str) -> tuple[web.AppRunner, str]:
+    host, port = parse_address(address, field)
+    # A client that goes away must cancel its handler, or its session would run on to the end.
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    site = web.TCPSite(runner, host, port)
+    try:
+        await site.start()
+    except OSError as error:
+        raise ValueError(f"{field}: {address} cannot be bound ({error.strerror}); choose a free port, or 0") from error
+    return runner, f"{host}:{runner.addresses[0][1]}"
+
+
+async def serve(args: argparse.Namespace) -> int:
+    """Run until SIGTERM, then let requests finish within the grace."""
+    settings = settings_of(args)
+    model = ModelStore(args.store).open(args.model)
+    engine = create_engine(args.engine, args.device, args.threads)
+    registry = CollectorRegistry()
+    metrics = PipelineMetrics(registry)
+    pipeline = Pipeline(
+        model.name, model.index.hidden_size, model.index.max_context_tokens, settings, metrics
+    )
+    returns = ReturnService(pipeline)
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    runtime_pb2_grpc.add_ActivationsServicer_to_server(returns, server)
+    data_host, data_port = parse_address(args.data, "--data")
+    try:
+        bound = server.add_insecure_port(f"{data_host}:{data_port}")
+    except RuntimeError:
+        bound = 0
+    if not bound:
+        raise ValueError(f"--data: {args.data} cannot be bound; choose a free port, or 0")
+    data = f"{data_host}:{bound}"
+    await server.start()
+    coordinator = Coordinator(
+        model, engine, pipeline, returns, args.advertise or data, metrics, args.recovery_seconds
+    )
+    public, http = await _listen(public_app(pipeline, model, registry), args.listen, "--listen")
+    private, control = await _listen(control_app(coordinator, pipeline), args.control, "--control")
+    stop, orphaned = asyncio.Event(), asyncio.Event()
+    stop_on_signals(stop)
+    if args.exit_with_parent:
+
+        def on_gone() -> None:
+            orphaned.set()
+            stop.set()
+
+        stop_with_parent(on_gone)
+    tasks = [asyncio.create_task(pipeline.run()), asyncio.create_task(coordinator.run())]
+    stopped = asyncio.create_task(stop.wait())
+    announce(http=http, control=control, data=data)
+    log.info("listening", http=http, control=control, data=data, model=model.name)
+    # A task that ends on its own is a defect; the process then ends with its traceback, and is restarted.
+    await asyncio.wait({stopped, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+    if stop.is_set() and not orphaned.is_set():
+        pipeline.refusing = "the entry is shutting down"
+        log.info("draining", sessions=pipeline.sessions()[0], grace_seconds=args.grace_seconds)
+        await pipeline.drain(args.grace_seconds)
+    for runner in (public, private):
+        await runner.cleanup()
+    for task in tasks:
+        task.cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    await coordinator.close()
+    await server.stop(grace=0.5)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+    log.info("stopped")
+    return 0
+
+
+def main() -> int:
+    """Exit code 2 for bad input."""
+    args = parser().parse_args()
+    configure_logging(args.log_level)
+    try:
+        return asyncio.run(serve(args))
+    except (ValueError, EngineError, StoreError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

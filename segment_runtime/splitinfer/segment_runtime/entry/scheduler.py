@@ -1,0 +1,279 @@
+"""The scheduler: which rows go into the next micro-batch. Pure: no tensor, no socket, no clock.
+
+A session is a list of tokens and a position: how many of them are in the KV caches of the pipeline. What is
+left is fed in chunks; when the last token has been fed, its logits give the next one. So prefill, decode and the
+replay after a change of plan are one case: a replay is a session whose position went back to 0.
+
+Errors
+------
+QueueFull                 no place in the waiting queue
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+
+class QueueFull(Exception):
+    """No place in the waiting queue."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the scheduler may do.
+
+    Attributes:
+        kv_budget_tokens: KV tokens that the plan promises on every segment.
+        max_in_flight: micro-batches in the chain at one time; as many as it has segments keep every host busy.
+        max_sessions: sessions in one micro-batch.
+        min_sessions: a micro-batch is not split further below this many sessions. A step over few rows takes about
+            as long as a step over one, because the weights are read once either way; splitting such a batch gives
+            nothing and reads the weights more often.
+        prefill_chunk: tokens of one prefill chunk when nothing decodes.
+        mixed_prefill_chunk: prefill tokens in a step that decodes as well; bounds how long a prompt delays others.
+        max_waiting: sessions that may wait for room.
+    """
+
+    kv_budget_tokens: int
+    max_in_flight: int = 1
+    max_sessions: int = 64
+    min_sessions: int = 8
+    prefill_chunk: int = 512
+    mixed_prefill_chunk: int = 128
+    max_waiting: int = 64
+
+
+@dataclass(slots=True)
+class Session:
+    """One generation. ``tokens`` is prompt and output; ``position`` of them are in the KV caches."""
+
+    id: int
+    tokens: list[int]
+    prompt_tokens: int
+    capacity: int
+    position: int = 0
+    step: int = 0
+    """The step that it is in now; 0: in none."""
+    opened: bool = False
+    """Whether the hosts may hold KV of it."""
+
+    @property
+    def pending(self) -> int:
+        """Tokens that are not in the KV caches yet."""
+        return len(self.tokens) - self.position
+
+    @property
+    def decoding(self) -> bool:
+        """Only the newest token is missing, and it is not the prompt's."""
+        return self.pending == 1 and len(self.tokens) > self.prompt_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Rows of one session in a micro-batch: ``tokens[position : position + count]``."""
+
+    session: int
+    position: int
+    tokens: tuple[int, ...]
+    keep: int
+    capacity: int
+
+    @property
+    def count(self) -> int:
+        """Rows of the session."""
+        return len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """One step: what goes down the chain as one frame."""
+
+    step: int
+    slices: tuple[Slice, ...]
+    released: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows of all sessions."""
+        return sum(piece.count for piece in self.slices)
+
+
+@dataclass(slots=True)
+class Scheduler:
+    """Sessions that wait, sessions that run, and the micro-batches in flight."""
+
+    limits: Limits
+    waiting: OrderedDict[int, Session] = field(default_factory=OrderedDict)
+    running: OrderedDict[int, Session] = field(default_factory=OrderedDict)
+    in_flight: dict[int, MicroBatch] = field(default_factory=dict)
+    _released: list[int] = field(default_factory=list)
+    _steps: int = 0
+
+    @property
+    def reserved_tokens(self) -> int:
+        """KV tokens reserved by running sessions."""
+        return sum(session.capacity for session in self.running.values())
+
+    @property
+    def live(self) -> Iterable[Session]:
+        """Running sessions, then waiting ones."""
+        return (*self.running.values(), *self.waiting.values())
+
+    def submit(self, session: Session) -> None:
+        """Queue a session. It must fit the budget by itself.
+
+        Raises:
+            QueueFull: the queue has its `max_waiting` and there is no room to run.
+        """
+        assert session.capacity <= self.limits.kv_budget_tokens, (session.capacity, self.limits)
+        room = not self.waiting and self.reserved_tokens + session.capacity <= self.limits.kv_budget_tokens
+        if not room and len(self.waiting) >= self.limits.max_waiting:
+            raise QueueFull
+        self.waiting[session.id] = session
+        self._admit()
+
+    def _admit(self) -> None:
+        # First come, first served: a large session is not overtaken for ever by small ones.
+        reserved = self.reserved_tokens
+        while self.waiting:
+            first = next(iter(self.waiting.values()))
+            if reserved + first.capacity > self.limits.kv_budget_tokens:
+                return
+            reserved += first.capacity
+            self.waiting.popitem(last=False)
+            self.running[first.id] = first
+
+    def finish(self, session: int) -> None:
+        """A session is over, finished or cancelled; its KV is released with the next frame."""
+        if self.waiting.pop(session, None) is not None:
+            self._admit()
+            return
+        gone = self.running.pop(session, None)
+        if gone is not None:
+            if gone.opened:
+                self._released.append(gone.id)
+            self._admit()
+
+    def next_batch(self) -> MicroBatch | None:
+        """The next micro-batch to send, or None when nothing is ready or enough is in flight."""
+        if len(self.in_flight) >= self.limits.max_in_flight:
+            return None
+        ready = [session for session in self.running.values() if not session.step and session.pending]
+        decoding = [session for session in ready if session.decoding]
+        prefill = [session for session in ready if not session.decoding]
+        if not ready:
+            return None
+        decoders = sum(session.decoding for session in self.running.values())
+        target = min(self.limits.max_sessions, self._share(decoders))
+        if decoding and not prefill and len(decoding) < target and self.in_flight:
+            # The rest of this group is still on its way: going now would split it for good.
+            return None
+        chosen = decoding[:target]
+        slices = [self._slice(session, 1) for session in chosen]
+        budget = self.limits.mixed_prefill_chunk if decoders else self.limits.prefill_chunk
+        for session in prefill:
+            if budget <= 0 or len(slices) >= self.limits.max_sessions:
+                break
+            piece = self._slice(session, budget)
+            budget -= piece.count
+            slices.append(piece)
+        self._steps += 1
+        batch = MicroBatch(self._steps, tuple(slices), self.take_released())
+        for piece in slices:
+            session = self.running[piece.session]
+            session.step = batch.step
+            session.opened = True
+            # To the back: the next batch begins with those that waited longest.
+            self.running.move_to_end(piece.session)
+        self.in_flight[batch.step] = batch
+        return batch
+
+    def _share(self, decoders: int) -> int:
+        groups = max(1, min(self.limits.max_in_flight, decoders // max(1, self.limits.min_sessions)))
+        return max(1, -(-decoders // groups))
+
+    def _slice(self, session: Session, budget: int) -> Slice:
+        count = min(session.pending, budget)
+        if session.position < session.prompt_tokens:
+            # A chunk ends where the prompt ends, also in a replay: the prompt's KV then has the bits it had.
+            count = min(count, session.prompt_tokens - session.position)
+        last = session.position + count == len(session.tokens)
+        return Slice(
+            session=session.id,
+            position=session.position,
+            tokens=tuple(session.tokens[session.position : session.position + count]),
+            keep=1 if last else 0,
+            capacity=session.capacity,
+        )
+
+    def take_released(self) -> tuple[int, ...]:
+        """Sessions whose KV the hosts must free; each is given once."""
+        taken = tuple(self._released)
+        self._released.clear()
+        return taken
+
+    def next_step(self) -> int:
+        """A step number for a frame that only releases."""
+        self._steps += 1
+        return self._steps
+
+    def complete(self, step: int) -> tuple[Slice, ...]:
+        """A step came back: positions advance. Gives the slices whose sessions still run.
+
+        Raises:
+            KeyError: no such step in flight.
+        """
+        batch = self.in_flight.pop(step)
+        done = []
+        for piece in batch.slices:
+            session = self.running.get(piece.session)
+            if session is not None and session.step == step:
+                session.step = 0
+                session.position = piece.position + piece.count
+                done.append(piece)
+        return tuple(done)
+
+    def append(self, session: int, token: int) -> None:
+        """The token that a kept row gave."""
+        self.running[session].tokens.append(token)
+
+    def rewind(self, step: int) -> Sequence[int]:
+        """A step failed: its sessions begin anew (released on the hosts, position 0). Gives those that still run."""
+        batch = self.in_flight.pop(step, None)
+        if batch is None:
+            return ()
+        again = []
+        for piece in batch.slices:
+            session = self.running.get(piece.session)
+            if session is not None and session.step == step:
+                session.step = 0
+                session.position = 0
+                session.opened = False
+                self._released.append(session.id)
+                again.append(session.id)
+        return again
+
+    def reset(self, limits: Limits) -> None:
+        """A new epoch: nothing is in flight, no host holds KV, every running session is replayed.
+
+        Sessions that the new budget has no room for wait again, ahead of those that never ran.
+        """
+        self.limits = limits
+        self.in_flight.clear()
+        self._released.clear()
+        reserved = 0
+        back: list[Session] = []
+        # The oldest keep their place: ids grow with admission, while the order of `running` rotates.
+        for session in sorted(self.running.values(), key=lambda s: s.id):
+            session.position = session.step = 0
+            session.opened = False
+            reserved += session.capacity
+            if reserved > limits.kv_budget_tokens:
+                back.append(session)
+        for session in reversed(back):
+            del self.running[session.id]
+            self.waiting[session.id] = session
+            self.waiting.move_to_end(session.id, last=False)
+        self._admit()

@@ -1,0 +1,103 @@
+"""The control service of a host: describe, prepare, commit, release."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor
+
+import grpc
+import structlog
+
+from splitinfer.segment_runtime.channel import LinkError
+from splitinfer.segment_runtime.engine.port import EngineError
+from splitinfer.segment_runtime.host.ranges import HostRanges, PrepareError
+from splitinfer.segment_runtime.host.streams import HopStreams
+from splitinfer.segment_runtime.proto import runtime_pb2 as pb
+from splitinfer.segment_runtime.proto import runtime_pb2_grpc as rpc
+from splitinfer.segment_runtime.store.errors import StoreError
+
+log = structlog.get_logger()
+
+CONNECT_SECONDS = 10.0
+
+DescribeContext = grpc.aio.ServicerContext[pb.DescribeRequest, pb.HostState]
+PrepareContext = grpc.aio.ServicerContext[pb.PrepareRequest, pb.PrepareProgress]
+EpochContext = grpc.aio.ServicerContext[pb.EpochRequest, pb.EpochReply]
+
+
+class ControlService(rpc.HostControlServicer):
+    """What the entry drives. Loads run on their own thread, beside the steps of the epoch that serves."""
+
+    def __init__(self, ranges: HostRanges, streams: HopStreams, compute: Executor, loader: Executor) -> None:
+        self._ranges = ranges
+        self._streams = streams
+        self._compute = compute
+        self._loader = loader
+
+    async def Describe(self, _request: pb.DescribeRequest, _context: DescribeContext) -> pb.HostState:
+        """Engine, memory and ranges."""
+        engine = self._ranges.engine
+        return pb.HostState(
+            node=self._ranges.node,
+            engine=engine.name,
+            device=engine.device,
+            version=engine.version,
+            threads=engine.threads,
+            memory_limit_bytes=self._ranges.memory_limit_bytes,
+            memory_used_bytes=engine.resident_weight_bytes + self._ranges.kv_bytes,
+            ranges=self._ranges.states(),
+            draining=self._streams.draining,
+            fence=self._ranges.fence,
+        )
+
+    async def Prepare(self, request: pb.PrepareRequest, context: PrepareContext) -> AsyncIterator[pb.PrepareProgress]:
+        """Load the ranges of a new epoch, reporting bytes; the last message says ready."""
+        if self._streams.draining:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"{self._ranges.node} is shutting down")
+        loop = asyncio.get_running_loop()
+        progress: asyncio.Queue[pb.PrepareProgress] = asyncio.Queue()
+
+        def report(done: int, total: int) -> None:
+            loop.call_soon_threadsafe(
+                progress.put_nowait, pb.PrepareProgress(loaded_bytes=done, total_bytes=total)
+            )
+
+        load = loop.run_in_executor(self._loader, self._ranges.prepare, request, report)
+        load.add_done_callback(lambda _: progress.put_nowait(pb.PrepareProgress(ready=True)))
+        while not (update := await progress.get()).ready:
+            yield update
+        try:
+            prepared = await load
+        except PrepareError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        except (StoreError, EngineError) as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        except MemoryError as error:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{self._ranges.node}: out of memory: {error}")
+        total = sum(hop.loaded.weight_bytes for hop in prepared.hops.values())
+        log.info("prepared", epoch=request.epoch, bytes=total, ranges=[f"{r.start}:{r.stop}" for r in request.ranges])
+        yield pb.PrepareProgress(loaded_bytes=total, total_bytes=total, ready=True)
+
+    async def Commit(self, request: pb.EpochRequest, context: EpochContext) -> pb.EpochReply:
+        """Connect the hops of a prepared epoch to their next hops; older epochs lose their sessions."""
+        loop = asyncio.get_running_loop()
+        try:
+            epoch = await loop.run_in_executor(self._compute, self._ranges.commit, request.epoch)
+            await self._streams.connect(epoch, CONNECT_SECONDS)
+        except PrepareError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        except LinkError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        log.info("committed", epoch=request.epoch)
+        return self._epochs()
+
+    async def Release(self, request: pb.EpochRequest, _context: EpochContext) -> pb.EpochReply:
+        """Drop the ranges and sessions of one epoch: after a change the old one, after a failed prepare the new one."""
+        await self._streams.disconnect(request.epoch)
+        await asyncio.get_running_loop().run_in_executor(self._compute, self._ranges.release, request.epoch)
+        log.info("released", epoch=request.epoch)
+        return self._epochs()
+
+    def _epochs(self) -> pb.EpochReply:
+        return pb.EpochReply(epochs=[epoch.epoch for epoch in self._ranges.epochs])

@@ -1,0 +1,75 @@
+"""What every runtime process does alike: one line on stdout when it is up, JSON logs, and no orphan."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+
+import structlog
+
+PARENT_EXIT_SECONDS = 10.0
+"""After its parent is gone a process that cannot stop in order ends at once."""
+
+
+def configure_logging(level: str) -> None:
+    """JSON lines on stderr, stdlib loggers included."""
+    logging.basicConfig(stream=sys.stderr, level=getattr(logging, level.upper()), format="%(message)s")
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+    )
+
+
+def announce(**fields: object) -> None:
+    """The one line on stdout that says where this process listens."""
+    print(json.dumps({"event": "listening", "pid": os.getpid(), **fields}), flush=True)
+
+
+def parse_address(text: str, field: str) -> tuple[str, int]:
+    """``host:port`` -> (host, port). Raises ValueError that names the field."""
+    host, separator, port = text.rpartition(":")
+    if not separator or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{field}: {text!r} is not host:port (port 0 takes a free one)")
+    return host.strip("[]") or "0.0.0.0", int(port)
+
+
+def stop_on_signals(stop: asyncio.Event) -> None:
+    """SIGTERM and SIGINT set ``stop`` on the running loop."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+
+def stop_with_parent(on_gone: Callable[[], None]) -> None:
+    """Call ``on_gone`` on the running loop when stdin, a pipe that the parent holds open, ends.
+
+    A pipe ends however the parent died, SIGKILL included, on every system, and needs no polling. If the
+    orderly stop then hangs, the process ends itself: an orphan is worse than an abrupt end.
+    """
+    loop = asyncio.get_running_loop()
+
+    def watch() -> None:
+        while os.read(0, 4096):
+            pass
+        timer = threading.Timer(PARENT_EXIT_SECONDS, os._exit, args=(1,))
+        timer.daemon = True
+        timer.start()
+        try:
+            loop.call_soon_threadsafe(on_gone)
+        except RuntimeError:
+            os._exit(1)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
