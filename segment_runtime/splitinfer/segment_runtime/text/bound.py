@@ -1,0 +1,58 @@
+"""How many bytes of text one token can take at most, so that a hopeless prompt is refused without tokenising it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from splitinfer.segment_runtime.text.pieces import Pieces
+
+# Normalisers that keep every byte or more, and those that compose characters: by at most a factor of 4 in UTF-8
+# (three bytes of a Hangul syllable from nine of its jamo; one byte from a four-byte compatibility letter).
+_KEEPING = {"Replace", "Prepend"}
+_COMPOSING = {"NFC": 4, "NFKC": 4}
+_KEEPING_PRE_TOKENIZERS = {"ByteLevel", "Digits", "Metaspace", "Split"}
+
+
+def bytes_per_token(document: Mapping[str, Any], tokenizer: Tokenizer, pieces: Pieces) -> int | None:
+    """The most bytes of input that one token can stand for, or None where nothing bounds it.
+
+    Nothing bounds it where text can vanish (stripping, removing splits, tokens that swallow the space around
+    them) or where a run of unknown characters becomes one unknown token.
+    """
+    model = document.get("model") or {}
+    if model.get("type") != "BPE" or not (pieces.steps.byte_level or model.get("byte_fallback")):
+        return None
+    factor = 1
+    for step in _flatten(document.get("normalizer"), "normalizers"):
+        kind = step.get("type")
+        if kind in _COMPOSING:
+            factor *= _COMPOSING[kind]
+        elif kind not in _KEEPING or (kind == "Replace" and not _keeps(step)):
+            return None
+    for step in _flatten(document.get("pre_tokenizer"), "pretokenizers"):
+        if step.get("type") not in _KEEPING_PRE_TOKENIZERS or step.get("behavior") == "Removed":
+            return None
+    if any(token.lstrip or token.rstrip for token in tokenizer.get_added_tokens_decoder().values()):
+        return None
+    ids = tokenizer.get_vocab(with_added_tokens=True).values()
+    return factor * max((len(pieces.token_bytes(i)) for i in ids), default=1)
+
+
+def _keeps(step: Mapping[str, Any]) -> bool:
+    """A replacement of a fixed string by one that is not shorter."""
+    pattern = step.get("pattern") or {}
+    old, new = pattern.get("String"), step.get("content")
+    return isinstance(old, str) and isinstance(new, str) and len(new.encode()) >= len(old.encode())
+
+
+def _flatten(step: Mapping[str, Any] | None, inner: str) -> Iterator[Mapping[str, Any]]:
+    if step is None:
+        return
+    if step.get("type") == "Sequence":
+        for part in step.get(inner, []):
+            yield from _flatten(part, inner)
+    else:
+        yield step
