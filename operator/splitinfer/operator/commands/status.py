@@ -1,0 +1,100 @@
+"""``splitinfer status``: the plan that is served, its hosts, and what was observed."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from splitinfer.operator.local.control import EntryStatus
+
+
+def register(subparsers: Any) -> None:
+    """Add ``status``."""
+    p = subparsers.add_parser("status", help="what runs now", description=__doc__.splitlines()[0])
+    p.add_argument("--url", help="endpoint of the pipeline, when several run on this machine")
+    p.add_argument("-o", "--output", choices=["table", "json"], default="table", help="form of the output")
+    p.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Ask the entry and print; 1 when it does not answer."""
+    from rich.console import Console
+
+    from splitinfer.operator.errors import CommandFailed
+    from splitinfer.operator.local.control import ControlError
+    from splitinfer.operator.local.runfile import the_one
+
+    pipeline = the_one(arguments.url)
+    try:
+        raw, status = asyncio.run(_ask(pipeline.control))
+    except ControlError as error:
+        raise CommandFailed(f"{pipeline.endpoint}: the entry does not answer ({error})") from None
+    if arguments.output == "json":
+        json.dump({**raw, "endpoint": pipeline.endpoint, "model": pipeline.model}, sys.stdout, indent=2)
+        print()
+    else:
+        show(Console(), pipeline.endpoint, status)
+    return 0
+
+
+async def _ask(control: str) -> tuple[dict[str, Any], EntryStatus]:
+    from splitinfer.operator.local.control import ControlClient
+
+    client = ControlClient(control.removeprefix("http://"))
+    try:
+        return await client.raw_status()
+    finally:
+        await client.aclose()
+
+
+def show(console: Console, endpoint: str, status: EntryStatus) -> None:
+    """The status for a person."""
+    from rich.table import Table
+
+    from splitinfer.operator.spec.blocks import format_blocks
+
+    def line(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    line(f"endpoint: {endpoint}/v1")
+    target = status.target_epoch
+    onward = f", going to epoch {target}" if target not in (None, status.epoch) else ""
+    line(f"state: {status.state}, epoch {status.epoch if status.epoch is not None else 'none yet'}{onward}")
+    if status.last_error:
+        line(f"last error: {status.last_error}")
+    if status.plan is not None:
+        plan = status.plan
+        table = Table(title=f"{plan.model.name}, {plan.blocks} blocks, {plan.dtype}")
+        for name in ("hop", "node", "blocks", "weight bytes", "KV bytes", "engine", "alive"):
+            table.add_column(name, justify="left" if name in ("node", "engine", "alive") else "right")
+        for hop, segment in enumerate(plan.segments):
+            host = status.hosts.get(segment.node)
+            loaded = host.range_of(plan.epoch, hop) if host else None
+            table.add_row(
+                str(hop),
+                segment.node,
+                format_blocks(segment.start, segment.stop),
+                f"{loaded.weight_bytes:,}" if loaded else "unknown",
+                f"{loaded.kv_bytes:,}" if loaded else "unknown",
+                f"{host.engine} on {host.device}" if host and host.engine else "unknown",
+                "yes" if host and host.alive else "no",
+            )
+        console.print(table)
+    idle = sorted(set(status.hosts) - set(status.plan.nodes if status.plan else ()))
+    if idle:
+        line(f"nodes without blocks: {', '.join(idle)}")
+    line(f"sessions: {status.sessions.running} running, {status.sessions.waiting} waiting")
+    line(f"tokens: {status.observed.get('tokens_total') or 0:,.0f}")
+    for name, label in (("ttft", "time to first token"), ("tpot", "time per output token")):
+        median, p95 = (_ms(status.observed.get(f"{name}_{q}_seconds")) for q in ("p50", "p95"))
+        line(f"{label}: median {median}, p95 {p95}")
+
+
+def _ms(seconds: float | None) -> str:
+    return "unknown" if seconds is None else f"{seconds * 1000:.1f} ms"

@@ -1,0 +1,119 @@
+"""``splitinfer up``: the local substrate. Arguments here; what it does is in `splitinfer.operator.local`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from splitinfer.operator.local.pipeline import Settings
+    from splitinfer.operator.local.request import Request
+
+DEFAULT_MODEL = "smollm2"
+DEFAULT_PORT = 8000
+
+
+def register(subparsers: Any) -> None:
+    """Add ``up``."""
+    p = subparsers.add_parser(
+        "up", help="serve a model split over processes of this machine", description=__doc__.splitlines()[0]
+    )
+    p.add_argument("-f", "--file", type=Path, metavar="MANIFEST", help="a SplitInference manifest")
+    p.add_argument(
+        "--model", metavar="NAME", help=f"model of the store, without a manifest (default {DEFAULT_MODEL})"
+    )
+    p.add_argument("--nodes", type=int, metavar="N", help="node processes (default 3)")
+    p.add_argument(
+        "--cuts", type=_cuts, metavar="I,J", help="cut before these blocks, such as 10,20 (default: equal)"
+    )
+    p.add_argument("--port", type=int, default=DEFAULT_PORT, help="port of the endpoint; 0 takes a free one")
+    p.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="over the manifest's")
+    p.add_argument("--engine", choices=["auto", "torch"], help="over the manifest's")
+    p.add_argument("--device", default="cpu", metavar="cpu|cuda[:N]", help="device of the hosts")
+    p.add_argument("--threads", type=int, metavar="T", help="threads of each host (default: usable CPUs)")
+    p.add_argument("--store", type=Path, metavar="DIR", help="model store (default $SPLITINFER_HOME/models)")
+    p.add_argument("--prompt", metavar="TEXT", help="ask this once the pipeline serves, and print the answer")
+    p.add_argument("--max-tokens", type=int, default=128, help="longest answer to --prompt")
+    p.add_argument("--once", action="store_true", help="leave after the answer to --prompt")
+    p.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check everything, then serve until asked to stop."""
+    from splitinfer.operator.local.pipeline import serve
+
+    request, settings = prepare(arguments)
+    return asyncio.run(serve(request, settings))
+
+
+def prepare(arguments: argparse.Namespace) -> tuple[Request, Settings]:
+    """What shall run and how. Starts nothing. Raises UserError."""
+    from splitinfer.operator.errors import UserError
+    from splitinfer.operator.local.machine import available_memory, usable_cpus
+    from splitinfer.operator.local.models import home
+    from splitinfer.operator.local.pipeline import Settings, check_port
+    from splitinfer.operator.local.request import Options, make_request
+    from splitinfer.operator.spec.manifest import load_manifest
+    from splitinfer.operator.spec.resource import resource
+
+    if arguments.once and arguments.prompt is None:
+        raise UserError("--once", "there is nothing to answer; add --prompt TEXT")
+    if arguments.prompt is not None and not arguments.prompt.strip():
+        raise UserError("--prompt", "is empty; write what to ask")
+    if arguments.max_tokens < 1:
+        raise UserError("--max-tokens", f"{arguments.max_tokens}: at least 1")
+    check_port(arguments.port)
+    options = Options(
+        store=arguments.store or home() / "models",
+        nodes=arguments.nodes,
+        cuts=arguments.cuts,
+        dtype=arguments.dtype,
+        engine=arguments.engine,
+        device=arguments.device,
+        threads=usable_cpus() if arguments.threads is None else arguments.threads,
+        memory_bytes=available_memory(),
+    )
+    if arguments.file is not None:
+        if arguments.model is not None:
+            raise UserError("--model", "the manifest names the model; remove one of the two")
+        wanted = load_manifest(arguments.file)
+    else:
+        name = DEFAULT_MODEL if arguments.model is None else arguments.model
+        spec: dict[str, Any] = {"model": {"source": _store_source(name)}}
+        if arguments.nodes is not None or arguments.cuts is not None:
+            # Without a manifest the command line alone says how many segments there are.
+            spec["placement"] = {"maxSegments": 64}
+        wanted = resource("up", spec)
+    try:
+        request = make_request(wanted, options)
+    except UserError as error:
+        if arguments.file is None:
+            raise UserError.of([(_FLAG_OF.get(f, f), message) for f, message in error.problems]) from None
+        raise
+    return request, Settings(
+        port=arguments.port, prompt=arguments.prompt, max_tokens=arguments.max_tokens, once=arguments.once
+    )
+
+
+_FLAG_OF = {"spec.model.source": "--model", "spec.placement.maxSegments": "--nodes"}
+"""Where a field's value came from when there is no manifest."""
+
+
+def _store_source(name: str) -> str:
+    from splitinfer.operator.errors import UserError
+    from splitinfer.operator.spec.resource import STORE_NAME
+
+    if not STORE_NAME.fullmatch(name):
+        raise UserError(
+            "--model", f"{name!r} is not a model name; `splitinfer models list` shows those there are"
+        )
+    return f"store://{name}"
+
+
+def _cuts(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of block numbers; write 10,20") from None

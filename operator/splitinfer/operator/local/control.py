@@ -1,0 +1,145 @@
+"""The entry's control service, from the side that gives it plans.
+
+Errors
+------
+ControlError              the entry cannot be asked now, or answered what it never should
+└── PlanRefused           the plan is wrong: the entry will not take it however often it is sent
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import httpx
+from pydantic import BaseModel, ConfigDict
+
+from splitinfer.optimizer.plan import Plan
+
+
+class ControlError(Exception):
+    """The entry cannot be asked now, or answered what it never should."""
+
+
+class PlanRefused(ControlError):
+    """The plan is wrong."""
+
+
+class _Answer(BaseModel):
+    # A newer entry may say more than this client reads.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Progress(_Answer):
+    """Bytes loaded by all hosts together, of those that the target plan has to load."""
+
+    loaded_bytes: int = 0
+    total_bytes: int = 0
+
+
+class RangeStatus(_Answer):
+    """One loaded range of blocks."""
+
+    epoch: int = 0
+    hop: int = 0
+    weight_bytes: int = 0
+    kv_bytes: int = 0
+
+
+class HostStatus(_Answer):
+    """One host as the entry sees it."""
+
+    address: str = ""
+    alive: bool = False
+    engine: str = ""
+    device: str = ""
+    ranges: tuple[RangeStatus, ...] = ()
+
+    def range_of(self, epoch: int, hop: int) -> RangeStatus | None:
+        """The range that serves a hop under an epoch, if it is loaded."""
+        return next((r for r in self.ranges if (r.epoch, r.hop) == (epoch, hop)), None)
+
+
+class Sessions(_Answer):
+    """Requests in the entry."""
+
+    running: int = 0
+    waiting: int = 0
+
+
+class EntryStatus(_Answer):
+    """What the entry does now."""
+
+    state: Literal["empty", "preparing", "serving", "recovering", "failed"]
+    epoch: int | None = None
+    plan: Plan | None = None
+    target_epoch: int | None = None
+    progress: Progress = Progress()
+    last_error: str | None = None
+    hosts: Mapping[str, HostStatus] = {}
+    sessions: Sessions = Sessions()
+    observed: Mapping[str, float | int | None] = {}
+
+
+class ControlClient:
+    """Asks one entry. Close it with `aclose`."""
+
+    def __init__(self, address: str, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        """``address`` is ``host:port``; ``transport`` is for tests."""
+        # No proxy from the environment: the entry is on this machine.
+        self._http = httpx.AsyncClient(
+            base_url=f"http://{address}", transport=transport, timeout=10.0, trust_env=False
+        )
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def status(self) -> EntryStatus:
+        """What the entry does now. Raises ControlError."""
+        return (await self.raw_status())[1]
+
+    async def raw_status(self) -> tuple[dict[str, Any], EntryStatus]:
+        """The same, with all that the entry says beside what is read here. Raises ControlError."""
+        answer = await self._ask("GET", "/control/status")
+        try:
+            return answer.json(), EntryStatus.model_validate_json(answer.content)
+        except ValueError as error:
+            raise ControlError(f"status that cannot be read: {str(error).splitlines()[0]}") from error
+
+    async def send_plan(self, plan: Plan, hosts: Mapping[str, str]) -> bool:
+        """Hand over a plan; False when its epoch is not newer than the entry's (ask, and send the next).
+
+        Raises:
+            PlanRefused: the entry says which field is wrong.
+            ControlError: it cannot be asked.
+        """
+        body = {"plan": plan.model_dump(mode="json"), "hosts": dict(hosts)}
+        answer = await self._ask("PUT", "/control/plan", body, accept=(400, 409))
+        if answer.status_code == 400:
+            raise PlanRefused(_problem(answer))
+        return answer.status_code != 409
+
+    async def send_hosts(self, hosts: Mapping[str, str]) -> None:
+        """Tell where hosts are, the plan unchanged. Raises ControlError."""
+        await self._ask("PUT", "/control/hosts", {"hosts": dict(hosts)})
+
+    async def _ask(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, accept: tuple[int, ...] = ()
+    ) -> httpx.Response:
+        try:
+            answer = await self._http.request(method, path, json=body)
+        except httpx.HTTPError as error:
+            raise ControlError(f"{method} {path}: {str(error) or type(error).__name__}") from error
+        if answer.is_success or answer.status_code in accept:
+            return answer
+        raise ControlError(f"{method} {path}: {answer.status_code}: {_problem(answer)}")
+
+
+def _problem(answer: httpx.Response) -> str:
+    """``field: message`` of an error body, or its text."""
+    try:
+        error = answer.json()["error"]
+        return f"{error['field']}: {error['message']}"
+    except (ValueError, KeyError, TypeError):
+        return answer.text[:500]

@@ -1,0 +1,158 @@
+"""What the local substrate must know of a stored model before it starts anything: blocks, bytes, digest.
+
+Read from the index file of the model folder, whose format the runtime's store fixes; a test holds this
+reader against the store's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from pydantic import BaseModel, ValidationError
+
+from splitinfer.operator.errors import UserError
+from splitinfer.optimizer.plan import DTypeName
+
+INDEX_FILE = "index.json"
+DTYPE_BYTES: Mapping[DTypeName, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+class _Tensor(BaseModel):
+    shape: tuple[int, ...]
+
+
+class _Unit(BaseModel):
+    tensors: dict[str, _Tensor]
+
+
+class _Index(BaseModel):
+    blocks: int
+    max_context_tokens: int
+    kv_heads: int
+    head_dim: int
+    units: dict[str, _Unit]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """A stored model in numbers.
+
+    Attributes:
+        root: the store folder that has it.
+        name: its name there, which it is served under.
+        digest: content digest of its index.
+        blocks: number of blocks.
+        max_context_tokens: longest context the model was made for.
+        kv_values_per_token: values (not bytes) of KV that one token takes in one block.
+        unit_values: number of weights of each unit.
+    """
+
+    root: Path
+    name: str
+    digest: str
+    blocks: int
+    max_context_tokens: int
+    kv_values_per_token: int
+    unit_values: Mapping[str, int]
+
+    def weight_bytes(self, start: int, stop: int, dtype: DTypeName) -> int:
+        """Bytes of the weights of blocks ``[start, stop)``."""
+        values = sum(self.unit_values[_block_unit(index)] for index in range(start, stop))
+        return values * DTYPE_BYTES[dtype]
+
+    def kv_bytes(self, blocks: int, tokens: int, dtype: DTypeName) -> int:
+        """Bytes of KV of ``tokens`` tokens in ``blocks`` blocks."""
+        return self.kv_values_per_token * blocks * tokens * DTYPE_BYTES[dtype]
+
+
+def home() -> Path:
+    """``$SPLITINFER_HOME``, by default ``~/.cache/splitinfer``."""
+    named = os.environ.get("SPLITINFER_HOME")
+    return Path(named) if named else Path.home() / ".cache" / "splitinfer"
+
+
+def find_model(source: str, store: Path, field: str) -> ModelFacts:
+    """The model of a manifest's source, which must be on this machine already.
+
+    Raises:
+        UserError: on ``field``: a source that the local substrate does not read, or a model that is not there.
+    """
+    scheme, _, rest = source.partition("://")
+    match scheme:
+        case "store":
+            return _read(store, rest, field)
+        case "file":
+            folder = Path(unquote(urlsplit(source).path))
+            if not (folder / INDEX_FILE).is_file():
+                raise UserError(
+                    field,
+                    f"{folder} has no {INDEX_FILE}, so it is not a model folder of a store; "
+                    f"run `splitinfer models import {folder}` and use store://NAME",
+                )
+            return _read(folder.parent, folder.name, field)
+        case "hf":
+            raise UserError(
+                field,
+                f"{source}: local pipelines serve from the store; run `splitinfer models import {source} --name NAME` "
+                "and use store://NAME",
+            )
+        case _:
+            raise UserError(
+                field, f"{source}: a local pipeline has no volume claims; use store://NAME or file:///PATH"
+            )
+
+
+def _read(root: Path, name: str, field: str) -> ModelFacts:
+    path = root / name / INDEX_FILE
+    try:
+        raw: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        index = _Index.model_validate(raw)
+        missing = [unit for unit in map(_block_unit, range(index.blocks)) if unit not in index.units]
+        if missing:
+            raise ValueError(f"no unit {missing[0]}")
+    except FileNotFoundError:
+        have = ", ".join(_names(root)) or "none yet"
+        raise UserError(
+            field,
+            f"no model {name!r} in {root} (there: {have}); "
+            "import it with `splitinfer models import SOURCE --name NAME`",
+        ) from None
+    except (OSError, ValueError, ValidationError) as error:
+        raise UserError(
+            field, f"{path} cannot be read; import the model again ({_first_line(error)})"
+        ) from None
+    content = {key: value for key, value in raw.items() if key not in ("name", "source")}
+    return ModelFacts(
+        root=root,
+        name=name,
+        digest=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest(),
+        blocks=index.blocks,
+        max_context_tokens=index.max_context_tokens,
+        kv_values_per_token=2 * index.kv_heads * index.head_dim,
+        unit_values={
+            unit: sum(math.prod(tensor.shape) for tensor in entry.tensors.values())
+            for unit, entry in index.units.items()
+        },
+    )
+
+
+def _block_unit(index: int) -> str:
+    return f"block-{index:03d}"
+
+
+def _names(root: Path) -> list[str]:
+    if not root.is_dir():
+        return []
+    return sorted(p.name for p in root.iterdir() if not p.name.startswith(".") and (p / INDEX_FILE).is_file())
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

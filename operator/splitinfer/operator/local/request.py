@@ -1,0 +1,209 @@
+"""From a manifest and the command line to what shall run: nodes, plan, processes. Pure but for the model's index.
+
+Whatever is wrong is refused here, before a process is started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar, cast
+
+from splitinfer.operator.errors import UserError
+from splitinfer.operator.local.models import ModelFacts, find_model
+from splitinfer.operator.local.support import check_supported, is_set
+from splitinfer.operator.spec.blocks import format_blocks, parse_blocks
+from splitinfer.operator.spec.resource import SplitInference
+from splitinfer.optimizer.plan import (
+    DTypeName,
+    ModelRef,
+    Plan,
+    PlanError,
+    Segment,
+    check_segments,
+    cuts_at,
+    equal_cuts,
+)
+
+DEFAULT_NODES = 3
+_PINS_MEND = "a local pipeline takes pins that cover every block once, in block order"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line's part; None is "not given", and what is given wins over the manifest."""
+
+    store: Path
+    nodes: int | None = None
+    cuts: tuple[int, ...] | None = None
+    dtype: DTypeName | None = None
+    engine: str | None = None
+    device: str = "cpu"
+    threads: int = 1
+    memory_bytes: int | None = None
+    """Free memory of this machine, shared by the nodes; None where it is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What shall run.
+
+    Attributes:
+        model: the stored model.
+        plan: the wanted cut and placement; its epoch is given when it is sent.
+        nodes: names of the node processes, those of the plan first.
+        engine: engine of every host.
+        device: device of every host.
+        threads: threads of every host.
+        memory_limit_bytes: what one host may take; None for no limit.
+    """
+
+    model: ModelFacts
+    plan: Plan
+    nodes: tuple[str, ...]
+    engine: str
+    device: str
+    threads: int
+    memory_limit_bytes: int | None
+
+    def node_bytes(self, node: str) -> tuple[int, int]:
+        """``(weights, KV budget)`` in bytes that the plan puts on a node."""
+        segments = [segment for _, segment in self.plan.ranges_of(node)]
+        weights = sum(self.model.weight_bytes(s.start, s.stop, self.plan.dtype) for s in segments)
+        blocks = sum(segment.blocks for segment in segments)
+        return weights, self.model.kv_bytes(blocks, self.plan.kv_budget_tokens, self.plan.dtype)
+
+
+def make_request(resource: SplitInference, options: Options) -> Request:
+    """Check everything and plan.
+
+    Raises:
+        UserError: every field that is wrong or cannot be honoured.
+    """
+    check_supported(resource)
+    spec = resource.spec
+    model = find_model(spec.model.source, options.store, "spec.model.source")
+    if spec.model.served_name not in (None, model.name):
+        raise UserError(
+            "spec.model.servedName",
+            f"{spec.model.served_name}: a local pipeline serves a model under its name in the store, {model.name}; "
+            f"remove it, or import the model with --name {spec.model.served_name}",
+        )
+    if options.threads < 1:
+        raise UserError("--threads", f"{options.threads}: a host needs at least 1")
+    nodes, segments = _place(resource, options, model.blocks)
+    if len(segments) > spec.placement.max_segments:
+        raise UserError(
+            "spec.placement.maxSegments",
+            f"{len(segments)} segments asked for, {spec.placement.max_segments} allowed; use fewer nodes or raise it",
+        )
+    context = _context(resource, model)
+    plan = Plan(
+        epoch=1,
+        model=ModelRef(name=model.name, digest=model.digest),
+        dtype=options.dtype or cast("DTypeName", spec.model.dtype),
+        blocks=model.blocks,
+        segments=segments,
+        max_context_tokens=context,
+        kv_budget_tokens=context * spec.workload.concurrency,
+    )
+    engine = options.engine or spec.model.engine
+    request = Request(
+        model=model,
+        plan=plan,
+        nodes=nodes,
+        engine="torch" if engine == "auto" else engine,
+        device=options.device,
+        threads=options.threads,
+        # One share is left for the entry and everything else on the machine.
+        memory_limit_bytes=None if options.memory_bytes is None else options.memory_bytes // (len(nodes) + 1),
+    )
+    _check_memory(request)
+    return request
+
+
+def _place(
+    resource: SplitInference, options: Options, blocks: int
+) -> tuple[tuple[str, ...], tuple[Segment, ...]]:
+    pins = resource.spec.placement.pins
+    if pins:
+        for flag, given in (("--nodes", options.nodes), ("--cuts", options.cuts)):
+            if given is not None:
+                raise UserError(
+                    flag, "spec.placement.pins name nodes and cuts already; remove one of the two"
+                )
+        ranges = [(pin.node, *parse_blocks(pin.blocks)) for pin in pins]
+        pinned = tuple(Segment(node=node, start=start, stop=stop) for node, start, stop in ranges)
+        _planned("spec.placement.pins", _PINS_MEND, lambda: check_segments(pinned, blocks))
+        return tuple(dict.fromkeys(segment.node for segment in pinned)), pinned
+    if options.nodes is not None and options.nodes < 1:
+        raise UserError("--nodes", f"{options.nodes}: at least 1 node runs the blocks")
+    if options.cuts is not None:
+        cuts = options.cuts
+        count = len(cuts) + 1 if options.nodes is None else options.nodes
+        if count < len(cuts) + 1:
+            raise UserError(
+                "--nodes",
+                f"{count} nodes for {len(cuts) + 1} segments; use --nodes {len(cuts) + 1}, or cut less",
+            )
+        names = _names(count)
+        return names, _planned(
+            "--cuts",
+            f"cuts rise and lie between 1 and {blocks - 1}",
+            lambda: cuts_at(blocks, cuts, names[: len(cuts) + 1]),
+        )
+    names = _names(min(DEFAULT_NODES, blocks) if options.nodes is None else options.nodes)
+    return names, _planned("--nodes", "", lambda: equal_cuts(blocks, names))
+
+
+def _planned(field: str, mend: str, make: Callable[[], T]) -> T:
+    try:
+        return make()
+    except (PlanError, ValueError) as error:
+        what = error.message if isinstance(error, PlanError) else f"{error}"
+        raise UserError(field, f"{what}; {mend}" if mend else what) from None
+
+
+def _names(count: int) -> tuple[str, ...]:
+    return tuple(f"node-{index}" for index in range(count))
+
+
+def _context(resource: SplitInference, model: ModelFacts) -> int:
+    wanted = resource.spec.workload.max_context_tokens
+    if wanted <= model.max_context_tokens:
+        return wanted
+    if is_set(resource.spec, "workload.maxContextTokens"):
+        raise UserError(
+            "spec.workload.maxContextTokens",
+            f"{wanted} is above the {model.max_context_tokens} that {model.name} was made for; lower it",
+        )
+    return model.max_context_tokens
+
+
+def _check_memory(request: Request) -> None:
+    limit = request.memory_limit_bytes
+    if limit is None:
+        return
+    for node in request.plan.nodes:
+        weights, kv = request.node_bytes(node)
+        if weights + kv > limit:
+            raise UserError(
+                "spec.workload.concurrency",
+                f"{node} would hold {weights:,} bytes of weights and {kv:,} of KV cache, and its share of this "
+                f"machine's free memory is {limit:,}; lower concurrency, maxContextTokens or the dtype's size",
+            )
+
+
+def table_rows(request: Request) -> Sequence[tuple[str, str, int]]:
+    """``(node, blocks, weight bytes)`` of each segment in the order of the chain."""
+    return [
+        (
+            segment.node,
+            format_blocks(segment.start, segment.stop),
+            request.model.weight_bytes(segment.start, segment.stop, request.plan.dtype),
+        )
+        for segment in request.plan.segments
+    ]

@@ -1,0 +1,109 @@
+"""What ``up`` shows: progress while loading, the plan as a table, and one line per event.
+
+On a terminal a bar moves; anywhere else each line is printed once and stays.
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from splitinfer.operator.local.control import EntryStatus
+from splitinfer.operator.local.request import Request, table_rows
+
+STEP_PERCENT = 25
+"""Without a terminal, progress is one line for so many percent."""
+
+
+class Screen:
+    """A `Listener` that prints. Use it as a context for the time of loading."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._shown_percent = -1
+        self._last_error: str | None = None
+        self._serving = False
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                DownloadColumn(binary_units=True),
+                TimeElapsedColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self._task = self._bar.add_task("starting processes", total=None)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = self._task = None
+
+    def process(self, name: str, what: str) -> None:
+        """One line, and where it matters only: a first start is not news on a terminal."""
+        if not (self._bar is not None and what == "started"):
+            self.note(f"{name}: {what}")
+
+    def note(self, text: str) -> None:
+        """One line."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def status(self, status: EntryStatus) -> None:
+        """Move the bar; tell errors and returns to service once."""
+        if status.last_error and status.last_error != self._last_error:
+            self.note(f"entry: {status.last_error}")
+        self._last_error = status.last_error
+        serving = status.state == "serving"
+        if serving and not self._serving and self._bar is None and status.epoch and status.epoch > 1:
+            self.note(f"entry: serving, epoch {status.epoch}")
+        self._serving = serving
+        if status.state == "preparing":
+            self._loading(status.progress.loaded_bytes, status.progress.total_bytes)
+
+    def _loading(self, loaded: int, total: int) -> None:
+        if total <= 0:
+            return
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, description="loading blocks", completed=loaded, total=total)
+            return
+        percent = 100 * loaded // total // STEP_PERCENT * STEP_PERCENT
+        if percent != self._shown_percent:
+            self._shown_percent = percent
+            self.note(f"loading blocks: {format_bytes(loaded)} of {format_bytes(total)}")
+
+    def plan(self, request: Request) -> None:
+        """The plan as a table: node, blocks, bytes."""
+        self.console.print(plan_table(request))
+
+
+def plan_table(request: Request) -> Table:
+    """Node, blocks and bytes of each segment in the order of the chain."""
+    table = Table(title=f"{request.plan.model.name}, {request.plan.blocks} blocks, {request.plan.dtype}")
+    table.add_column("node")
+    table.add_column("blocks", justify="right")
+    table.add_column("bytes", justify="right")
+    for node, blocks, weight_bytes in table_rows(request):
+        table.add_row(node, blocks, f"{weight_bytes:,}")
+    return table
+
+
+def format_bytes(count: int) -> str:
+    """``1536`` as ``1.5 KiB``."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
