@@ -52,7 +52,12 @@ def fetch_snapshot(
     """
     import httpx2
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     endpoint = os.environ.get("HF_ENDPOINT") or None
     try:
@@ -66,6 +71,8 @@ def fetch_snapshot(
             max_workers=4,
             tqdm_class=_reporter(progress),
         )
+    except HFValidationError as error:
+        raise SourceNotFound(f"{text}: not the name of a repository: {error}") from None
     except RevisionNotFoundError:
         raise SourceNotFound(
             f"{text}: the repository has no revision {revision!r}; name a branch, a tag or a commit that it has"

@@ -80,7 +80,7 @@ def import_model(
     tell = progress or (lambda _: None)
     parsed = parse_source(source)
     name = check_name(
-        name if name is not None else re.sub(r"[^A-Za-z0-9._-]+", "-", parsed.name).lstrip("-._")
+        name if name is not None else re.sub(r"[^A-Za-z0-9._-]+", "-", parsed.name).strip("-._")
     )
     checkpoint = parsed.open(lambda done, total: tell(ImportProgress("download", name, done, total)))
     plan = _plan(checkpoint, require_tokenizer)

@@ -87,7 +87,9 @@ def _package(text: str, package: str) -> Source:
 
 
 def _hub(text: str, rest: str) -> Source:
-    match = re.fullmatch(r"(?P<repo>[\w.-]+/(?P<name>[\w.-]+))(@(?P<revision>[\w./-]+))?", rest, re.ASCII)
+    match = re.fullmatch(
+        r"(?P<repo>[A-Za-z0-9][\w.-]*/(?P<name>[A-Za-z0-9][\w.-]*))(@(?P<revision>[\w./-]+))?", rest, re.ASCII
+    )
     if match is None:
         raise SourceNotFound(f"{text}: a hub source is hf://ORG/NAME or hf://ORG/NAME@REVISION")
     repo, revision = match["repo"], match["revision"]
