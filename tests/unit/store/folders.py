@@ -65,7 +65,7 @@ def write_folder(
     if shards == 1:
         save_file(tensors, path / "model.safetensors")
         return tensors
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for shard in range(shards):
         name = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
         part = {key: tensors[key] for key in sorted(tensors)[shard::shards]}

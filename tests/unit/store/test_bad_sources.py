@@ -70,6 +70,12 @@ def stray(folder: Path) -> None:
     (folder / SHARDS).write_text(json.dumps(content))
 
 
+def no_weight_map(folder: Path) -> None:
+    """An index without its map."""
+    to_shards(folder, "a.safetensors")
+    (folder / SHARDS).write_text("{}")
+
+
 def poison(name: str, value: float) -> Callable[[Path], None]:
     """One element that is not finite, the last one."""
 
@@ -225,7 +231,7 @@ CASES: dict[str, tuple[Callable[[Path], Any], type[StoreError], str]] = {
     "shard gone": (lambda f: to_shards(f, "gone.safetensors"), DamagedSource, r"gone\.safetensors: missing"),
     "shard stray": (stray, DamagedSource, "'lm_head.weight' is not where weight_map says"),
     "no weight map": (
-        lambda f: (to_shards(f, "a.safetensors"), (f / SHARDS).write_text("{}")),
+        no_weight_map,
         DamagedSource,
         "weight_map",
     ),

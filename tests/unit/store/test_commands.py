@@ -76,7 +76,11 @@ def test_list_names_a_damaged_model(folder: Path, tmp_path: Path, capsys: pytest
 
 def test_interrupt(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C: 130, as shells have it."""
-    monkeypatch.setattr(commands, "_lines", lambda: lambda now: (_ for _ in ()).throw(KeyboardInterrupt))
+
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "_lines", lambda: interrupt)
     assert run("import", str(folder), "--store", str(tmp_path / "store")) == 130
     assert list((tmp_path / "store").iterdir()) == []
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from splitinfer.segment_runtime.store.importer import ImportProgress, import_model
 from splitinfer.segment_runtime.store.index import block_unit
 from splitinfer.segment_runtime.store.reader import ModelStore, StoredModel
-from tests.unit.store.folders import CONFIG, random_tensors, write_folder
+from tests.unit.store.folders import CONFIG, Tensors, random_tensors, write_folder
 
 
-def units(model: StoredModel) -> dict[str, dict[str, np.ndarray]]:
+def units(model: StoredModel) -> dict[str, Tensors]:
     """All units as the store's reader gives them."""
     return {unit: model.read_unit(unit) for unit in model.index.units}
 
@@ -27,7 +29,7 @@ def test_every_tensor_is_in_its_unit(folder: Path, store: ModelStore) -> None:
     source = load_file(folder / "model.safetensors")
     model = import_model(folder, store=store)
     assert list(model.index.units) == ["embed", "block-000", "block-001", "block-002", "head"]
-    found = {}
+    found: Tensors = {}
     for block in range(3):
         unit = model.read_unit(block_unit(block))
         found |= {f"model.layers.{block}.{name}": tensor for name, tensor in unit.items()}
@@ -89,7 +91,7 @@ class TestTying:
     TIED = CONFIG | {"tie_word_embeddings": True}
 
     def import_with(
-        self, tmp_path: Path, store: ModelStore, config: dict, **change: np.ndarray | None
+        self, tmp_path: Path, store: ModelStore, config: dict[str, Any], **change: NDArray[Any] | None
     ) -> StoredModel:
         """Import with the LM head changed or taken away."""
         tensors = random_tensors(config)
@@ -145,6 +147,16 @@ def test_base_model_names(tmp_path: Path, store: ModelStore) -> None:
     )
     assert set(model.read_unit("embed")) == {"tokens", "positions"}
     assert "attn.bias" not in model.read_unit("block-000")
+
+
+def test_gpt_neox_head_under_either_name(tmp_path: Path, store: ModelStore) -> None:
+    """``embed_out`` in old files, ``lm_head`` as transformers has it in memory."""
+    config = CONFIG | {"model_type": "gpt_neox"}
+    tensors = random_tensors(config)
+    write_folder(tmp_path / "old", config, tensors)
+    tensors["lm_head.weight"] = tensors.pop("embed_out.weight")
+    write_folder(tmp_path / "new", config, tensors)
+    assert import_model(tmp_path / "old", store=store).digest == import_model(tmp_path / "new", store=store).digest
 
 
 class TestSideFiles:

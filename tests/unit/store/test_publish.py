@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import threading
 from pathlib import Path
 
 import pytest
 
-from splitinfer.segment_runtime.store import importer, publish
+from splitinfer.segment_runtime.store import publish
 from splitinfer.segment_runtime.store.errors import DiskFull, ImportFailed
 from splitinfer.segment_runtime.store.importer import ImportProgress, import_model
 from splitinfer.segment_runtime.store.reader import ModelStore
@@ -46,7 +47,7 @@ def test_two_imports_of_a_name_take_turns(folder: Path, store: ModelStore) -> No
 
 def test_other_names_do_not_wait(folder: Path, store: ModelStore) -> None:
     """An import inside another's, under another name, neither blocks nor removes what the other writes."""
-    done = []
+    done: list[str] = []
 
     def inner(now: ImportProgress) -> None:
         if now.unit == "block-001" and not done:
@@ -87,7 +88,7 @@ def test_replacing_without_exchange(
 ) -> None:
     """Where the file system cannot exchange two folders, the result is the same."""
     old = import_model(folder, store=store)
-    monkeypatch.setattr(publish, "_exchange", lambda left, right: False)
+    monkeypatch.setattr(publish, "_exchange", lambda *_: False)
     assert replace(store, tmp_path) == store.open("tiny").digest != old.digest
     assert [p.name for p in store.root.iterdir()] == ["tiny"]
 
@@ -101,7 +102,7 @@ def test_stopped_between_the_two_renames(
     assert store.names() == ["tiny"]
     assert store.open("tiny").digest == old.digest
     store.open("tiny").read_unit("block-000")
-    monkeypatch.setattr(publish, "_exchange", lambda left, right: False)
+    monkeypatch.setattr(publish, "_exchange", lambda *_: False)
     assert replace(store, tmp_path) == store.open("tiny").digest != old.digest
     assert [p.name for p in store.root.iterdir()] == ["tiny"]
 
@@ -157,8 +158,8 @@ def test_too_large_is_told_before_writing(
 ) -> None:
     """A model that cannot fit is refused at once: not one byte is written."""
     told: list[ImportProgress] = []
-    usage = importer.shutil.disk_usage
-    monkeypatch.setattr(importer.shutil, "disk_usage", lambda path: usage(path)._replace(free=1000))
+    usage = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(path)._replace(free=1000))
     with pytest.raises(DiskFull, match="1,000 are free"):
         import_model(folder, store=store, progress=told.append)
     assert told == []

@@ -24,13 +24,19 @@ def flip(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
+def to_folder(path: Path) -> None:
+    """Something else under the name."""
+    path.unlink()
+    path.mkdir()
+
+
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "flipped bit": flip,
     "truncated": lambda path: os.truncate(path, path.stat().st_size - 1),
     "missing": Path.unlink,
     "extra bytes": lambda path: path.open("ab").write(b"x"),
     "empty": lambda path: path.write_bytes(b""),
-    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a folder": to_folder,
 }
 
 

@@ -126,6 +126,10 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
             raise UnsupportedSource(
                 "config.json: word_embed_proj_dim differs from hidden_size (OPT-350m): not supported"
             )
+        if not config.get("layer_norm_elementwise_affine", True):
+            raise UnsupportedSource(
+                "config.json: layer_norm_elementwise_affine=false: norms without weights are not supported"
+            )
         if not config.get("do_layer_norm_before", True):
             raise UnsupportedSource(
                 "config.json: do_layer_norm_before=false (OPT-350m) has no final norm: not supported"

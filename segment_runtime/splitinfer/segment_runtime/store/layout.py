@@ -74,7 +74,7 @@ def lay_out(
             raise DamagedSource(f"{where}: tensor {name!r} is there twice, also as {found[full]!r}")
         found[full] = name
         _check(where, name, info, expected[full][2])
-    head_name = next(name for name, unit in architecture.head.items() if unit == "lm_head.weight")
+    head_name = _head_name(architecture)
     missing = [name for name in expected if name not in found and not (name == head_name and dims.tied)]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -105,7 +105,13 @@ def _expected(
 def _full_name(architecture: Architecture, name: str) -> str:
     """With the outer prefix: checkpoints of the base model (GPT-2's own) leave ``transformer.`` out."""
     outer = architecture.block_prefix.partition(".")[0] + "."
+    if name == "lm_head.weight":  # GPT-NeoX calls it embed_out in files, and lm_head in memory
+        return _head_name(architecture)
     return name if name.startswith(outer) or name in architecture.head else outer + name
+
+
+def _head_name(architecture: Architecture) -> str:
+    return next(name for name, unit in architecture.head.items() if unit == "lm_head.weight")
 
 
 def _check(where: str, name: str, info: TensorInfo, shape: Shape) -> None:

@@ -119,9 +119,7 @@ def _gpt2(d: Dimensions) -> Shapes:
 
 def _opt(config: Mapping[str, Any], d: Dimensions) -> Shapes:
     bias = flag(config, "enable_bias", True)
-    shapes: Shapes = {}
-    if flag(config, "layer_norm_elementwise_affine", True):
-        shapes = _norm("self_attn_layer_norm", d.hidden, True) | _norm("final_layer_norm", d.hidden, True)
+    shapes = _norm("self_attn_layer_norm", d.hidden, True) | _norm("final_layer_norm", d.hidden, True)
     for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
         shapes |= _linear(f"self_attn.{name}", d.hidden, d.hidden, bias)
     return shapes | _linear("fc1", d.inner, d.hidden, bias) | _linear("fc2", d.hidden, d.inner, bias)
