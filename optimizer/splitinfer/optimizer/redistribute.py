@@ -36,7 +36,9 @@ def redistribute(segments: Sequence[Segment], blocks: int, room: Mapping[str, in
     return result
 
 
-def _grow(segments: Sequence[Segment], blocks: int, capacity: Mapping[str, int]) -> tuple[Segment, ...] | None:
+def _grow(
+    segments: Sequence[Segment], blocks: int, capacity: Mapping[str, int]
+) -> tuple[Segment, ...] | None:
     """Let the neighbours grow into each hole, the less loaded first; None where they have no room."""
     kept = [segment for segment in segments if segment.node in capacity]
     if not kept:
@@ -51,7 +53,9 @@ def _grow(segments: Sequence[Segment], blocks: int, capacity: Mapping[str, int])
         begin = edges[left][1] if left is not None else 0
         end = edges[right][0] if right is not None else blocks
         while begin < end:
-            sides = [s for s in (left, right) if s is not None and load[kept[s].node] < capacity[kept[s].node]]
+            sides = [
+                s for s in (left, right) if s is not None and load[kept[s].node] < capacity[kept[s].node]
+            ]
             if not sides:
                 return None
             side = min(sides, key=lambda s: (load[kept[s].node], s))

@@ -141,16 +141,20 @@ def check_frame(
             raise _refuse(f"{where}.keep", f"{piece.keep} of {piece.count} rows")
         if not 0 < piece.capacity <= expected.max_context_tokens:
             raise _refuse(
-                f"{where}.capacity", f"{piece.capacity} tokens, the plan allows 1 to {expected.max_context_tokens}"
+                f"{where}.capacity",
+                f"{piece.capacity} tokens, the plan allows 1 to {expected.max_context_tokens}",
             )
         if piece.position + piece.count > piece.capacity:
             raise _refuse(
-                f"{where}.position", f"{piece.position} + {piece.count} rows is past the capacity {piece.capacity}"
+                f"{where}.position",
+                f"{piece.position} + {piece.count} rows is past the capacity {piece.capacity}",
             )
         known = None if piece.session in released else session(piece.session)
         if known is None:
             if piece.position != 0:
-                raise _refuse(f"{where}.position", f"{piece.position}, but the session is not open; it begins at 0")
+                raise _refuse(
+                    f"{where}.position", f"{piece.position}, but the session is not open; it begins at 0"
+                )
             reserved_tokens += piece.capacity
             if reserved_tokens > expected.kv_budget_tokens:
                 raise _refuse(
@@ -161,7 +165,9 @@ def check_frame(
                 )
         else:
             if piece.position != known.length:
-                raise _refuse(f"{where}.position", f"{piece.position}, the KV cache holds {known.length} tokens")
+                raise _refuse(
+                    f"{where}.position", f"{piece.position}, the KV cache holds {known.length} tokens"
+                )
             if piece.capacity != known.capacity:
                 raise _refuse(f"{where}.capacity", f"{piece.capacity}, it was opened with {known.capacity}")
         total += piece.count

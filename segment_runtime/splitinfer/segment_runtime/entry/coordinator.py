@@ -118,11 +118,14 @@ class Coordinator:
             StalePlan: not newer than the epoch that was seen last.
         """
         if plan.epoch <= self._epoch:
-            raise StalePlan("plan.epoch", f"{plan.epoch} is not newer than {self._epoch}; use {self._epoch + 1}")
+            raise StalePlan(
+                "plan.epoch", f"{plan.epoch} is not newer than {self._epoch}; use {self._epoch + 1}"
+            )
         index = self._model.index
         if plan.model.digest != self._model.digest:
             raise PlanRejected(
-                "plan.model.digest", f"this entry serves {self._model.name} with digest {self._model.digest[:12]}..."
+                "plan.model.digest",
+                f"this entry serves {self._model.name} with digest {self._model.digest[:12]}...",
             )
         if plan.blocks != index.blocks:
             raise PlanRejected("plan.blocks", f"{plan.blocks}, {self._model.name} has {index.blocks}")
@@ -199,7 +202,9 @@ class Coordinator:
     @property
     def progress(self) -> tuple[int, int]:
         """Bytes loaded and to load of the change that runs."""
-        return sum(done for done, _ in self._loaded.values()), sum(total for _, total in self._loaded.values())
+        return sum(done for done, _ in self._loaded.values()), sum(
+            total for _, total in self._loaded.values()
+        )
 
     async def views(self) -> dict[str, HostView]:
         """Every known host, asked now."""
@@ -239,7 +244,9 @@ class Coordinator:
         """One change. False: nothing more can be done before something else happens."""
         cause = "host_lost" if self._broken else "request" if self._newer_target() else "host_draining"
         try:
-            plan = self._newer_target() if self._broken is None and not self._leaving() else await self._repair()
+            plan = (
+                self._newer_target() if self._broken is None and not self._leaving() else await self._repair()
+            )
             assert plan is not None
             await self._change(plan)
         except (ChangeFailed, PlanError) as error:
@@ -304,7 +311,7 @@ class Coordinator:
         return base.model_copy(update={"epoch": epoch, "segments": segments})
 
     async def _change(self, plan: Plan) -> None:
-        """prepare -> token boundary -> commit -> release. Raises ChangeFailed."""
+        """Prepare -> token boundary -> commit -> release. Raises ChangeFailed."""
         self._changing = plan
         self._loaded = {}
         try:
@@ -364,7 +371,8 @@ class Coordinator:
                 model_digest=plan.model.digest,
                 dtype=DTYPES[plan.dtype][0],
                 ranges=[
-                    pb.RangeSpec(hop=hop, start=s.start, stop=s.stop, next=next_of(hop)) for hop, s in plan.ranges_of(node)
+                    pb.RangeSpec(hop=hop, start=s.start, stop=s.stop, next=next_of(hop))
+                    for hop, s in plan.ranges_of(node)
                 ],
                 kv_budget_tokens=plan.kv_budget_tokens,
                 max_context_tokens=plan.max_context_tokens,
@@ -399,7 +407,8 @@ class Coordinator:
         """Switch all hosts, then the entry. From here on a failure is a broken chain."""
         self._returns.expect(plan.epoch, len(plan.segments))
         results = await asyncio.gather(
-            *(client.commit(plan.epoch, COMMIT_SECONDS) for client in clients.values()), return_exceptions=True
+            *(client.commit(plan.epoch, COMMIT_SECONDS) for client in clients.values()),
+            return_exceptions=True,
         )
         errors = [r for r in results if isinstance(r, BaseException)]
         for error in errors:

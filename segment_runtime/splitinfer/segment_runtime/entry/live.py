@@ -6,7 +6,12 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 
-from splitinfer.segment_runtime.entry.generate import FinishReason, GenerationRequest, PipelineFailed, TokenEvent
+from splitinfer.segment_runtime.entry.generate import (
+    FinishReason,
+    GenerationRequest,
+    PipelineFailed,
+    TokenEvent,
+)
 from splitinfer.segment_runtime.entry.scheduler import Session
 
 
@@ -46,7 +51,9 @@ class TokenStream(AsyncIterator[TokenEvent]):
 class LiveRequest:
     """Everything the pipeline keeps about one request."""
 
-    def __init__(self, request: GenerationRequest, session: Session, stream: TokenStream, submitted: float) -> None:
+    def __init__(
+        self, request: GenerationRequest, session: Session, stream: TokenStream, submitted: float
+    ) -> None:
         self.request = request
         self.session = session
         self.stream = stream

@@ -26,12 +26,23 @@ class PipelineMetrics:
             registry=registry,
         )
         self.queue_seconds = Histogram(
-            "splitinfer_entry_queue_seconds", "Time a request waited for room", buckets=SECONDS, registry=registry
+            "splitinfer_entry_queue_seconds",
+            "Time a request waited for room",
+            buckets=SECONDS,
+            registry=registry,
         )
-        self.rows = Counter("splitinfer_entry_rows_total", "Token rows sent down the chain", registry=registry)
-        self.running = Gauge("splitinfer_entry_sessions_running", "Sessions with a KV cache", registry=registry)
-        self.waiting = Gauge("splitinfer_entry_sessions_waiting", "Sessions that wait for room", registry=registry)
-        self.in_flight = Gauge("splitinfer_entry_micro_batches", "Micro-batches in the chain", registry=registry)
+        self.rows = Counter(
+            "splitinfer_entry_rows_total", "Token rows sent down the chain", registry=registry
+        )
+        self.running = Gauge(
+            "splitinfer_entry_sessions_running", "Sessions with a KV cache", registry=registry
+        )
+        self.waiting = Gauge(
+            "splitinfer_entry_sessions_waiting", "Sessions that wait for room", registry=registry
+        )
+        self.in_flight = Gauge(
+            "splitinfer_entry_micro_batches", "Micro-batches in the chain", registry=registry
+        )
         self.epoch = Gauge("splitinfer_entry_epoch", "Epoch that serves; 0: none", registry=registry)
         self.plan_changes = Counter(
             "splitinfer_entry_plan_changes_total",
@@ -46,8 +57,13 @@ class PipelineMetrics:
             registry=registry,
         )
         self.replayed_tokens = Counter(
-            "splitinfer_entry_replayed_tokens_total", "Tokens fed again after a change of plan", registry=registry
+            "splitinfer_entry_replayed_tokens_total",
+            "Tokens fed again after a change of plan",
+            registry=registry,
         )
         self.step_errors = Counter(
-            "splitinfer_entry_step_errors_total", "Errors that came back along the chain", ["code"], registry=registry
+            "splitinfer_entry_step_errors_total",
+            "Errors that came back along the chain",
+            ["code"],
+            registry=registry,
         )

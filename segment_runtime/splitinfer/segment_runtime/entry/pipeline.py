@@ -32,7 +32,14 @@ from splitinfer.segment_runtime.entry.generate import (
 from splitinfer.segment_runtime.entry.live import LiveRequest, TokenStream
 from splitinfer.segment_runtime.entry.metrics import PipelineMetrics
 from splitinfer.segment_runtime.entry.sampler import Sampled, SamplerError, sample
-from splitinfer.segment_runtime.entry.scheduler import Limits, MicroBatch, QueueFull, Scheduler, Session, Slice
+from splitinfer.segment_runtime.entry.scheduler import (
+    Limits,
+    MicroBatch,
+    QueueFull,
+    Scheduler,
+    Session,
+    Slice,
+)
 from splitinfer.segment_runtime.proto import runtime_pb2 as pb
 from splitinfer.segment_runtime.wire import Expectation, FrameError, array_of, check_envelope, put_array
 
@@ -316,7 +323,10 @@ class Pipeline:
         if error.epoch != self.epoch:
             return
         where = f"hop {error.hop} on {error.node}: {error.field + ': ' if error.field else ''}{error.message}"
-        if error.code in (pb.BAD_FRAME, pb.KV_EXHAUSTED, pb.COMPUTE_FAILED) and error.step in self._scheduler.in_flight:
+        if (
+            error.code in (pb.BAD_FRAME, pb.KV_EXHAUSTED, pb.COMPUTE_FAILED)
+            and error.step in self._scheduler.in_flight
+        ):
             log.warning("step failed", step=error.step, reason=where)
             self._sent.pop(error.step, None)
             for session in self._scheduler.rewind(error.step):
@@ -378,9 +388,13 @@ class Pipeline:
         sent = [(p.session, p.position, p.count, p.keep) for p in batch.slices]
         came = [(p.session, p.position, p.count, p.keep) for p in frame.sessions]
         if sent != came:
-            raise FrameError(pb.BAD_FRAME, "sessions", f"step {frame.step} came back with others than it was sent with")
+            raise FrameError(
+                pb.BAD_FRAME, "sessions", f"step {frame.step} came back with others than it was sent with"
+            )
         if frame.dims[0] != sum(piece.keep for piece in batch.slices):
-            raise FrameError(pb.BAD_FRAME, "dims", f"{frame.dims[0]} rows, step {frame.step} keeps fewer or more")
+            raise FrameError(
+                pb.BAD_FRAME, "dims", f"{frame.dims[0]} rows, step {frame.step} keeps fewer or more"
+            )
 
     def _sample(
         self, frame: pb.Frame, kept: Sequence[Slice], wanted: Sequence[tuple[Slice, LiveRequest]]

@@ -40,8 +40,13 @@ class ReturnService(rpc.ActivationsServicer):
             while (frame := await read_frame(context)) is not None:
                 if frame.epoch != epoch:
                     error = pb.StreamError(
-                        epoch=frame.epoch, step=frame.step, hop=hop, node="entry", code=pb.WRONG_EPOCH,
-                        field="epoch", message=f"{frame.epoch}, this stream serves epoch {epoch}",
+                        epoch=frame.epoch,
+                        step=frame.step,
+                        hop=hop,
+                        node="entry",
+                        code=pb.WRONG_EPOCH,
+                        field="epoch",
+                        message=f"{frame.epoch}, this stream serves epoch {epoch}",
                     )
                     await context.write(pb.Signal(error=error))
                     continue

@@ -43,17 +43,25 @@ DRAIN_POLL_SECONDS = 0.1
 
 def parser() -> argparse.ArgumentParser:
     """The command line. Nothing about a cut is on it: that comes from the entry."""
-    p = argparse.ArgumentParser(prog="splitinfer-host", description="Runs the blocks that an entry prepares on it.")
+    p = argparse.ArgumentParser(
+        prog="splitinfer-host", description="Runs the blocks that an entry prepares on it."
+    )
     p.add_argument("--node", required=True, help="name of this node, as plans name it")
-    p.add_argument("--listen", default="0.0.0.0:7070", help="host:port of the gRPC services; port 0 takes a free one")
+    p.add_argument(
+        "--listen", default="0.0.0.0:7070", help="host:port of the gRPC services; port 0 takes a free one"
+    )
     p.add_argument("--metrics-port", type=int, default=0, help="port of /metrics; 0 takes a free one")
     p.add_argument("--store", type=Path, help="folder of the model store")
     p.add_argument("--engine", default="torch", help="compute engine")
     p.add_argument("--device", default="cpu", help="cpu, or cuda[:N]")
     p.add_argument("--threads", type=int, help="compute threads; default: the CPUs this process may use")
     p.add_argument("--memory-limit-bytes", type=int, default=0, help="weights and KV together; 0: no limit")
-    p.add_argument("--grace-seconds", type=float, default=20.0, help="how long SIGTERM waits for the entry to move away")
-    p.add_argument("--exit-with-parent", action="store_true", help="stop when stdin, held open by the parent, ends")
+    p.add_argument(
+        "--grace-seconds", type=float, default=20.0, help="how long SIGTERM waits for the entry to move away"
+    )
+    p.add_argument(
+        "--exit-with-parent", action="store_true", help="stop when stdin, held open by the parent, ends"
+    )
     p.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     return p
 
@@ -69,7 +77,9 @@ async def serve(args: argparse.Namespace) -> int:
     streams = HopStreams(ranges, compute, HostMetrics(registry, ranges))
     server = grpc.aio.server(options=SERVER_OPTIONS)
     runtime_pb2_grpc.add_ActivationsServicer_to_server(streams, server)
-    runtime_pb2_grpc.add_HostControlServicer_to_server(ControlService(ranges, streams, compute, loader), server)
+    runtime_pb2_grpc.add_HostControlServicer_to_server(
+        ControlService(ranges, streams, compute, loader), server
+    )
     checks = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)

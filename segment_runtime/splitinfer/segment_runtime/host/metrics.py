@@ -14,28 +14,42 @@ class HostMetrics:
 
     def __init__(self, registry: CollectorRegistry, ranges: HostRanges) -> None:
         self.step_seconds = Histogram(
-            "splitinfer_host_step_seconds", "Compute time of one frame in one range", buckets=SECONDS, registry=registry
+            "splitinfer_host_step_seconds",
+            "Compute time of one frame in one range",
+            buckets=SECONDS,
+            registry=registry,
         )
         self.queue_seconds = Histogram(
-            "splitinfer_host_queue_seconds", "Time a frame waited for the engine", buckets=SECONDS, registry=registry
+            "splitinfer_host_queue_seconds",
+            "Time a frame waited for the engine",
+            buckets=SECONDS,
+            registry=registry,
         )
         self.received_bytes = Counter(
             "splitinfer_host_received_bytes_total", "Activation bytes received", registry=registry
         )
-        self.sent_bytes = Counter("splitinfer_host_sent_bytes_total", "Activation bytes sent", registry=registry)
+        self.sent_bytes = Counter(
+            "splitinfer_host_sent_bytes_total", "Activation bytes sent", registry=registry
+        )
         self.rows = Counter("splitinfer_host_rows_total", "Token rows computed", registry=registry)
         self.errors = Counter(
             "splitinfer_host_frame_errors_total", "Frames answered with an error", ["code"], registry=registry
         )
         kv = Gauge("splitinfer_host_kv_bytes", "KV cache bytes reserved by open sessions", registry=registry)
         kv.set_function(lambda: ranges.kv_bytes)
-        budget = Gauge("splitinfer_host_kv_budget_bytes", "KV cache bytes of the newest plan", registry=registry)
+        budget = Gauge(
+            "splitinfer_host_kv_budget_bytes", "KV cache bytes of the newest plan", registry=registry
+        )
         budget.set_function(lambda: ranges.epochs[-1].budget_bytes if ranges.epochs else 0)
         weights = Gauge("splitinfer_host_weight_bytes", "Resident bytes of weights", registry=registry)
         weights.set_function(lambda: ranges.engine.resident_weight_bytes)
-        sessions = Gauge("splitinfer_host_sessions", "Sessions with a KV cache on this host", registry=registry)
+        sessions = Gauge(
+            "splitinfer_host_sessions", "Sessions with a KV cache on this host", registry=registry
+        )
         sessions.set_function(
-            lambda: len({s for epoch in ranges.epochs for hop in epoch.hops.values() for s in list(hop.capacities)})
+            lambda: len(
+                {s for epoch in ranges.epochs for hop in epoch.hops.values() for s in list(hop.capacities)}
+            )
         )
         epoch = Gauge("splitinfer_host_epoch", "Newest committed epoch", registry=registry)
         epoch.set_function(lambda: max((e.epoch for e in ranges.epochs if e.committed), default=0))

@@ -131,9 +131,13 @@ class HostRanges:
             if known is not None and known.digest == request.plan_digest:
                 return known
             if known is not None:
-                raise PrepareError("epoch", f"{request.epoch} is prepared already, for another plan; use a newer epoch")
+                raise PrepareError(
+                    "epoch", f"{request.epoch} is prepared already, for another plan; use a newer epoch"
+                )
             if request.epoch <= self._fence:
-                raise PrepareError("epoch", f"{request.epoch} is fenced off: epoch {self._fence} was seen; use a newer one")
+                raise PrepareError(
+                    "epoch", f"{request.epoch} is fenced off: epoch {self._fence} was seen; use a newer one"
+                )
             self._fence = request.epoch
         model = self._open_model(request)
         dtype = self._check(request, model)
@@ -141,7 +145,9 @@ class HostRanges:
         hops: dict[int, Hop] = {}
         loaded_bytes = 0
         total = sum(
-            model.index.block_weight_bytes(b, itemsize) for spec in request.ranges for b in range(spec.start, spec.stop)
+            model.index.block_weight_bytes(b, itemsize)
+            for spec in request.ranges
+            for b in range(spec.start, spec.stop)
         )
         try:
             for spec in request.ranges:
@@ -197,7 +203,9 @@ class HostRanges:
         index = model.index
         for i, spec in enumerate(request.ranges):
             if not 0 <= spec.start < spec.stop <= index.blocks:
-                raise PrepareError(f"ranges[{i}]", f"[{spec.start}:{spec.stop}) is not within the {index.blocks} blocks")
+                raise PrepareError(
+                    f"ranges[{i}]", f"[{spec.start}:{spec.stop}) is not within the {index.blocks} blocks"
+                )
             if spec.hop >= request.hops:
                 raise PrepareError(f"ranges[{i}].hop", f"{spec.hop}, the plan has {request.hops} hops")
             if not spec.next:

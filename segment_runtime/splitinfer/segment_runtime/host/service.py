@@ -51,7 +51,9 @@ class ControlService(rpc.HostControlServicer):
             fence=self._ranges.fence,
         )
 
-    async def Prepare(self, request: pb.PrepareRequest, context: PrepareContext) -> AsyncIterator[pb.PrepareProgress]:
+    async def Prepare(
+        self, request: pb.PrepareRequest, context: PrepareContext
+    ) -> AsyncIterator[pb.PrepareProgress]:
         """Load the ranges of a new epoch, reporting bytes; the last message says ready."""
         if self._streams.draining:
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"{self._ranges.node} is shutting down")
@@ -74,9 +76,16 @@ class ControlService(rpc.HostControlServicer):
         except (StoreError, EngineError) as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         except MemoryError as error:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{self._ranges.node}: out of memory: {error}")
+            await context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, f"{self._ranges.node}: out of memory: {error}"
+            )
         total = sum(hop.loaded.weight_bytes for hop in prepared.hops.values())
-        log.info("prepared", epoch=request.epoch, bytes=total, ranges=[f"{r.start}:{r.stop}" for r in request.ranges])
+        log.info(
+            "prepared",
+            epoch=request.epoch,
+            bytes=total,
+            ranges=[f"{r.start}:{r.stop}" for r in request.ranges],
+        )
         yield pb.PrepareProgress(loaded_bytes=total, total_bytes=total, ready=True)
 
     async def Commit(self, request: pb.EpochRequest, context: EpochContext) -> pb.EpochReply:

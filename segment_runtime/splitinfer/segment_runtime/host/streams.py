@@ -12,7 +12,14 @@ import grpc
 import numpy as np
 import structlog
 
-from splitinfer.segment_runtime.channel import EPOCH_KEY, HOP_KEY, FrameLink, LinkError, StreamContext, read_frame
+from splitinfer.segment_runtime.channel import (
+    EPOCH_KEY,
+    HOP_KEY,
+    FrameLink,
+    LinkError,
+    StreamContext,
+    read_frame,
+)
 from splitinfer.segment_runtime.host.metrics import HostMetrics
 from splitinfer.segment_runtime.host.ranges import Hop, HostEpoch, HostRanges
 from splitinfer.segment_runtime.proto import runtime_pb2 as pb
@@ -87,9 +94,13 @@ class HopStreams(rpc.ActivationsServicer):
         """Tell every upstream that this host is about to leave."""
         self.draining = True
         for epoch, hop in list(self._signals):
-            self._signal((epoch, hop), self._error(epoch, 0, hop, pb.DRAINING, "", "the host is shutting down"))
+            self._signal(
+                (epoch, hop), self._error(epoch, 0, hop, pb.DRAINING, "", "the host is shutting down")
+            )
 
-    def _error(self, epoch: int, step: int, hop: int, code: pb.ErrorCode.ValueType, field: str, message: str) -> pb.StreamError:
+    def _error(
+        self, epoch: int, step: int, hop: int, code: pb.ErrorCode.ValueType, field: str, message: str
+    ) -> pb.StreamError:
         return pb.StreamError(
             epoch=epoch, step=step, hop=hop, node=self._ranges.node, code=code, field=field, message=message
         )
@@ -110,7 +121,9 @@ class HopStreams(rpc.ActivationsServicer):
         try:
             key = (int(metadata[EPOCH_KEY]), int(metadata[HOP_KEY]))
         except (KeyError, ValueError):
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"metadata {EPOCH_KEY} and {HOP_KEY} must be numbers")
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT, f"metadata {EPOCH_KEY} and {HOP_KEY} must be numbers"
+            )
         hop = self._ranges.hop(*key)
         if hop is None:
             await context.abort(
@@ -119,7 +132,8 @@ class HopStreams(rpc.ActivationsServicer):
             )
         if key in self._signals or key in self._finished:
             await context.abort(
-                grpc.StatusCode.ALREADY_EXISTS, f"epoch {key[0]} hop {key[1]} had its stream; use a newer epoch"
+                grpc.StatusCode.ALREADY_EXISTS,
+                f"epoch {key[0]} hop {key[1]} had its stream; use a newer epoch",
             )
         signals: asyncio.Queue[pb.Signal] = asyncio.Queue()
         frames: asyncio.Queue[tuple[pb.Frame, float] | None] = asyncio.Queue(QUEUED_FRAMES)
@@ -158,8 +172,14 @@ class HopStreams(rpc.ActivationsServicer):
             result = await loop.run_in_executor(self._compute, self._step, hop, frame, received)
             if isinstance(result, pb.StreamError):
                 self._metrics.errors.labels(pb.ErrorCode.Name(result.code).lower()).inc()
-                log.warning("frame refused", epoch=key[0], hop=key[1], step=frame.step, field=result.field,
-                            reason=result.message)
+                log.warning(
+                    "frame refused",
+                    epoch=key[0],
+                    hop=key[1],
+                    step=frame.step,
+                    field=result.field,
+                    reason=result.message,
+                )
                 self._signal(key, result)
                 continue
             link = self._links.get(key)
@@ -192,11 +212,18 @@ class HopStreams(rpc.ActivationsServicer):
             try:
                 result = hop.run(slices, hidden)
             except Exception as error:
-                log.error("step failed", exc_info=True, epoch=expected.epoch, hop=expected.hop, step=frame.step)
+                log.error(
+                    "step failed", exc_info=True, epoch=expected.epoch, hop=expected.hop, step=frame.step
+                )
                 # Some blocks may have appended to the KV and some not: these sessions begin anew.
                 hop.release(piece.rows.session for piece in slices)
                 return self._error(
-                    frame.epoch, frame.step, expected.hop, pb.COMPUTE_FAILED, "", f"{type(error).__name__}: {error}"
+                    frame.epoch,
+                    frame.step,
+                    expected.hop,
+                    pb.COMPUTE_FAILED,
+                    "",
+                    f"{type(error).__name__}: {error}",
                 )
         computed = self._clock()
         if hop.last:
