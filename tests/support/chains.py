@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -25,10 +26,7 @@ class Chain:
     def load(cls, engine: Engine, model: StoredModel, cuts: Iterable[int], dtype: str) -> Chain:
         """Cut the model at ``cuts``."""
         edges = [0, *cuts, model.index.blocks]
-        ranges = [
-            engine.load_range(model, start, stop, dtype)
-            for start, stop in zip(edges, edges[1:], strict=False)
-        ]
+        ranges = [engine.load_range(model, start, stop, dtype) for start, stop in itertools.pairwise(edges)]
         return cls(ranges, engine.load_head(model, dtype), Embedder(model, dtype))
 
     def open(self, session: int, capacity: int) -> None:
@@ -63,7 +61,7 @@ class Chain:
 
 
 def reference_logits(model: PreTrainedModel, chunks: Iterable[Sequence[int]]) -> list[torch.Tensor]:
-    """transformers' own logits after each chunk, with its own cache, as ``generate`` asks for them."""
+    """Transformers' own logits after each chunk, with its own cache, as ``generate`` asks for them."""
     cache, found = DynamicCache(config=model.config), []
     with torch.inference_mode():
         for chunk in chunks:

@@ -5,7 +5,7 @@ The reference in every test is transformers' own model, loaded by transformers f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from splitinfer.segment_runtime.store.importer import import_model
 from splitinfer.segment_runtime.store.reader import ModelStore, StoredModel
 
 VOCAB = 199
+_AUTO: Any = AutoModelForCausalLM  # its annotations do not know a model's own methods
 _SMALL: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 48,
@@ -135,7 +136,7 @@ def save_random_model(name: str, folder: Path) -> None:
     """
     config_name, fields = CASES[name]
     config = getattr(transformers, config_name)(**fields)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = _AUTO.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(sum(name.encode()))
     with torch.no_grad():
         for key, parameter in model.named_parameters():
@@ -153,8 +154,5 @@ def random_case(name: str, root: Path, dtype: str = "float32", device: str = "cp
     if not folder.exists():
         save_random_model(name, folder)
         import_model(folder, name=name, store=store, require_tokenizer=False)
-    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
+    reference = _AUTO.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
     return Case(name, folder, store.open(name), reference)
-
-
-Edit = Callable[[dict[str, torch.Tensor]], None]

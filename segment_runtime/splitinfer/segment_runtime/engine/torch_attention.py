@@ -6,8 +6,8 @@ cache and what the cache returns to an attention function, so that is where the 
 
 - a step of one session gets from `StepCache.update` exactly what transformers' own cache would return, and
   transformers' own function computes it: the bits of the unsplit model;
-- a step of several gets a `Ragged` of keys and values, and `attention_forward` runs transformers' function
-  once per session on that session's rows.
+- a step of several gets a `Ragged` of keys and values, and the attention function runs transformers'
+  function once per session on that session's rows.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from transformers.modeling_utils import AttentionInterface
 from splitinfer.segment_runtime.engine.torch_recipes import Config
 
 NAMES = {"sdpa": "splitinfer-sdpa", "eager": "splitinfer-eager"}
-"""The name under which a config selects `attention_forward`, by the function it ends in."""
+"""The name under which a config selects our attention, by the function of transformers' that it ends in."""
 
 
 class Ragged(NamedTuple):
-    """One tensor or mask per session of the step, in order."""
+    """One pair per session of a step, in order: (keys, values), or (row count, mask)."""
 
-    parts: tuple[Any, ...]
+    parts: tuple[tuple[Any, Any], ...]
 
 
 def windows_of(config: Config) -> list[int | None]:
     """Per layer: the sliding window, None for full attention; as transformers' own cache decides it."""
-    cache = DynamicCache(config=config)
-    return [int(layer.sliding_window) if layer.is_sliding else None for layer in cache.layers]
+    layers: list[Any] = DynamicCache(config=config).layers
+    return [int(layer.sliding_window) if layer.is_sliding else None for layer in layers]
 
 
 def first_visible(past: int, window: int | None) -> int:
@@ -66,7 +66,7 @@ class _PastOfOneSession:
 
 
 def session_mask(config: Config, rows: torch.Tensor, past: int, window: int | None) -> torch.Tensor | None:
-    """transformers' own mask for ``rows`` new tokens after ``past`` cached ones; None where it passes None.
+    """Transformers' own mask for ``rows`` new tokens after ``past`` cached ones; None where it passes None.
 
     Args:
         config: with ``_attn_implementation`` as transformers would run it, not ours.
@@ -121,33 +121,30 @@ class StepCache:
             writes[at].copy_(keys)
             writes[at + 1].copy_(values)
             return reads[at], reads[at + 1]
-        for writes, new_keys, new_values in zip(
-            self._writes, keys.split(self._counts, dim=2), values.split(self._counts, dim=2), strict=True
-        ):
-            writes[at].copy_(new_keys)
-            writes[at + 1].copy_(new_values)
-        return (
-            Ragged(tuple(reads[at] for reads in self._reads)),
-            Ragged(tuple(reads[at + 1] for reads in self._reads)),
-        )
+        parts, begin = [], 0
+        for writes, reads, count in zip(self._writes, self._reads, self._counts, strict=True):
+            writes[at].copy_(keys.narrow(2, begin, count))
+            writes[at + 1].copy_(values.narrow(2, begin, count))
+            parts.append((reads[at], reads[at + 1]))
+            begin += count
+        batch = Ragged(tuple(parts))
+        return batch, batch
 
 
 def _per_session(
     function: Any,
     module: torch.nn.Module,
     query: torch.Tensor,
-    key: Any,
-    value: Any,
-    attention_mask: Any,
-    **kwargs: Any,
+    batch: Ragged,
+    masks: Ragged,
+    kwargs: dict[str, Any],
 ) -> tuple[torch.Tensor, None]:
     """Run transformers' ``function`` session by session; query ``[1, heads, rows, head_dim]``."""
-    masks: tuple[tuple[int, torch.Tensor | None], ...] = attention_mask.parts
-    outputs = []
-    queries = query.split([count for count, _ in masks], dim=2)
-    for part, keys, values, (_, mask) in zip(queries, key.parts, value.parts, masks, strict=True):
-        output, _weights = function(module, part, keys, values, mask, **kwargs)  # [1, count, heads, head_dim]
-        outputs.append(output)
+    outputs, begin = [], 0
+    for (keys, values), (count, mask) in zip(batch.parts, masks.parts, strict=True):
+        part = query.narrow(2, begin, count)  # [1, heads, count, head_dim]
+        begin += count
+        outputs.append(function(module, part, keys, values, mask, **kwargs)[0])  # [1, count, heads, head_dim]
     return torch.cat(outputs, dim=1), None  # [1, rows, heads, head_dim]
 
 
@@ -155,7 +152,7 @@ def _sdpa(
     module: torch.nn.Module, query: torch.Tensor, key: Any, value: Any, attention_mask: Any, **kwargs: Any
 ) -> tuple[torch.Tensor, None]:
     if isinstance(key, Ragged):
-        return _per_session(sdpa_attention_forward, module, query, key, value, attention_mask, **kwargs)
+        return _per_session(sdpa_attention_forward, module, query, key, attention_mask, kwargs)
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
@@ -164,7 +161,7 @@ def _eager(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     function = sys.modules[type(module).__module__].eager_attention_forward  # the architecture's own
     if isinstance(key, Ragged):
-        return _per_session(function, module, query, key, value, attention_mask, **kwargs)
+        return _per_session(function, module, query, key, attention_mask, kwargs)
     output: tuple[torch.Tensor, torch.Tensor | None] = function(
         module, query, key, value, attention_mask, **kwargs
     )

@@ -24,7 +24,7 @@ from splitinfer.segment_runtime.store.index import block_unit
 from splitinfer.segment_runtime.store.reader import StoredModel
 
 
-def _no_progress(loaded: int) -> None:  # noqa: ARG001 - the signature of a progress callback
+def _no_progress(loaded: int) -> None:
     """Report to nobody."""
 
 
@@ -141,6 +141,7 @@ def checked_device(name: str) -> torch.device:
         raise UnsupportedModel(
             f"device: {name!r}: torch sees no CUDA device here; use --device cpu, or install a driver and a CUDA build"
         )
-    if device.index is not None and device.index >= torch.cuda.device_count():
-        raise UnsupportedModel(f"device: {name!r}: there are {torch.cuda.device_count()} CUDA devices")
+    count = torch.cuda.device_count()
+    if name != "cuda" and device.index >= count:
+        raise UnsupportedModel(f"device: {name!r}: there are {count} CUDA devices")
     return device

@@ -79,7 +79,7 @@ class TorchModel:
     def rotary(
         self, rows: torch.Tensor, positions: torch.Tensor, counts: list[int], layer_types: set[str]
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor]] | None:
-        """cos and sin ``[1, rows, rotary_dim]`` per layer type, in the dtype of ``rows``; None without rotary.
+        """The cosines and sines ``[1, rows, rotary_dim]`` per layer type, in the dtype of ``rows``; None without rotary.
 
         Args:
             rows: ``[1, rows, hidden]``.
@@ -99,8 +99,9 @@ class TorchModel:
         if not self._length_dependent:
             cos, sin = self._rotary(rows, positions, *extra)  # type: ignore[misc]  # not None here
             return cos, sin
-        parts = []
-        for part in positions.split(counts, dim=1):
-            # A copy for each, because transformers' module remembers the longest sequence it has seen.
-            parts.append(copy.deepcopy(self._rotary)(rows, part, *extra))  # type: ignore[misc]  # not None here
+        # A copy for each session, because transformers' module remembers the longest sequence it has seen.
+        parts = [
+            copy.deepcopy(self._rotary)(rows, part, *extra)  # type: ignore[misc]  # not None here
+            for part in torch.split(positions, counts, dim=1)
+        ]
         return torch.cat([cos for cos, _ in parts], dim=1), torch.cat([sin for _, sin in parts], dim=1)

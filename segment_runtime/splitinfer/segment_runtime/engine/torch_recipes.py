@@ -46,7 +46,7 @@ class Recipe:
     must_be: tuple[tuple[str, object], ...] = ()
 
     def module(self) -> ModuleType:
-        """transformers' modelling module, imported on first use."""
+        """Transformers' modelling module, imported on first use."""
         return importlib.import_module(f"transformers.models.{self.package}.modeling_{self.package}")
 
     def block(self, config: Config, index: int) -> nn.Module:
@@ -142,7 +142,7 @@ def recipe_of(model_type: str) -> Recipe:
 
 
 def config_of(recipe: Recipe, raw: Mapping[str, Any]) -> Config:
-    """transformers' configuration of a ``config.json``.
+    """Transformers' configuration of a ``config.json``.
 
     Raises:
         LoadError: values that transformers refuses.
