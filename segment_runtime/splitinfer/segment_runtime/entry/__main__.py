@@ -16,6 +16,8 @@ import structlog
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
+from splitinfer.segment_runtime.api.app import create_app
+from splitinfer.segment_runtime.api.server import Endpoint, EndpointUnavailable, start
 from splitinfer.segment_runtime.channel import SERVER_OPTIONS
 from splitinfer.segment_runtime.engine.factory import create_engine
 from splitinfer.segment_runtime.engine.port import EngineError
@@ -23,7 +25,6 @@ from splitinfer.segment_runtime.entry.control import control_app
 from splitinfer.segment_runtime.entry.coordinator import Coordinator
 from splitinfer.segment_runtime.entry.metrics import PipelineMetrics
 from splitinfer.segment_runtime.entry.pipeline import Pipeline, Settings
-from splitinfer.segment_runtime.entry.public import public_app
 from splitinfer.segment_runtime.entry.returns import ReturnService
 from splitinfer.segment_runtime.entry.scheduler import Limits
 from splitinfer.segment_runtime.process import (
@@ -36,6 +37,7 @@ from splitinfer.segment_runtime.process import (
 from splitinfer.segment_runtime.proto import runtime_pb2_grpc
 from splitinfer.segment_runtime.store.errors import StoreError
 from splitinfer.segment_runtime.store.reader import ModelStore
+from splitinfer.segment_runtime.text.codec import TextCodec
 
 log = structlog.get_logger()
 
@@ -48,27 +50,47 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--model", required=True, help="name of the model in the store")
     p.add_argument("--store", type=Path, help="folder of the model store")
     p.add_argument("--listen", default="0.0.0.0:8000", help="host:port of the OpenAI API")
-    p.add_argument("--control", default="127.0.0.1:8001", help="host:port of the control API; keep it from users")
+    p.add_argument(
+        "--control", default="127.0.0.1:8001", help="host:port of the control API; keep it from users"
+    )
     p.add_argument("--data", default="0.0.0.0:7071", help="host:port that the last hop pushes to")
-    p.add_argument("--advertise", help="host:port under which hosts reach --data; default: what --data is bound to")
+    p.add_argument(
+        "--advertise", help="host:port under which hosts reach --data; default: what --data is bound to"
+    )
     p.add_argument("--engine", default="torch", help="engine of the head")
     p.add_argument("--device", default="cpu", help="cpu, or cuda[:N]")
-    p.add_argument("--threads", type=int, help="compute threads of the head; default: the CPUs this process may use")
+    p.add_argument(
+        "--threads", type=int, help="compute threads of the head; default: the CPUs this process may use"
+    )
     p.add_argument("--micro-batches", type=int, default=0, help="micro-batches in flight; 0: one per segment")
-    p.add_argument("--max-sessions", type=int, default=DEFAULTS.max_sessions, help="sessions in one micro-batch")
-    p.add_argument("--min-sessions", type=int, default=DEFAULTS.min_sessions, help="do not split below this many")
-    p.add_argument("--prefill-chunk", type=int, default=DEFAULTS.prefill_chunk, help="tokens of a prefill chunk")
+    p.add_argument(
+        "--max-sessions", type=int, default=DEFAULTS.max_sessions, help="sessions in one micro-batch"
+    )
+    p.add_argument(
+        "--min-sessions", type=int, default=DEFAULTS.min_sessions, help="do not split below this many"
+    )
+    p.add_argument(
+        "--prefill-chunk", type=int, default=DEFAULTS.prefill_chunk, help="tokens of a prefill chunk"
+    )
     p.add_argument(
         "--mixed-prefill-chunk",
         type=int,
         default=DEFAULTS.mixed_prefill_chunk,
         help="prefill tokens in a step that decodes too",
     )
-    p.add_argument("--max-waiting", type=int, default=DEFAULTS.max_waiting, help="requests that may wait for room")
-    p.add_argument("--step-seconds", type=float, default=60.0, help="a step without an answer breaks the pipeline")
-    p.add_argument("--recovery-seconds", type=float, default=120.0, help="requests outlive a broken pipeline this long")
+    p.add_argument(
+        "--max-waiting", type=int, default=DEFAULTS.max_waiting, help="requests that may wait for room"
+    )
+    p.add_argument(
+        "--step-seconds", type=float, default=60.0, help="a step without an answer breaks the pipeline"
+    )
+    p.add_argument(
+        "--recovery-seconds", type=float, default=120.0, help="requests outlive a broken pipeline this long"
+    )
     p.add_argument("--grace-seconds", type=float, default=20.0, help="how long SIGTERM lets requests finish")
-    p.add_argument("--exit-with-parent", action="store_true", help="stop when stdin, held open by the parent, ends")
+    p.add_argument(
+        "--exit-with-parent", action="store_true", help="stop when stdin, held open by the parent, ends"
+    )
     p.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     return p
 
@@ -91,17 +113,12 @@ def settings_of(args: argparse.Namespace) -> Settings:
     return Settings(limits, args.micro_batches, args.step_seconds)
 
 
-async def _listen(app: web.Application, address: str, field: str) -> tuple[web.AppRunner, str]:
-    host, port = parse_address(address, field)
-    # A client that goes away must cancel its handler, or its session would run on to the end.
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0)
-    await runner.setup()
-    site = web.TCPSite(runner, host, port)
+async def _listen(app: web.Application, address: str, option: str) -> Endpoint:
+    host, port = parse_address(address, option)
     try:
-        await site.start()
-    except OSError as error:
-        raise ValueError(f"{field}: {address} cannot be bound ({error.strerror}); choose a free port, or 0") from error
-    return runner, f"{host}:{runner.addresses[0][1]}"
+        return await start(app, host, port, drain_seconds=1.0)
+    except EndpointUnavailable as error:
+        raise ValueError(f"{option}: {error}") from error
 
 
 async def serve(args: argparse.Namespace) -> int:
@@ -129,8 +146,15 @@ async def serve(args: argparse.Namespace) -> int:
     coordinator = Coordinator(
         model, engine, pipeline, returns, args.advertise or data, metrics, args.recovery_seconds
     )
-    public, http = await _listen(public_app(pipeline, model, registry), args.listen, "--listen")
-    private, control = await _listen(control_app(coordinator, pipeline), args.control, "--control")
+    app = create_app(
+        pipeline,
+        TextCodec.from_model(model),
+        registry=registry,
+        # A seed gives the same tokens again only with the same weights computed by the same engine.
+        system_fingerprint=f"{model.digest[:12]}-{engine.name}-{engine.version}",
+    )
+    public = await _listen(app, args.listen, "--listen")
+    private = await _listen(control_app(coordinator, pipeline), args.control, "--control")
     stop, orphaned = asyncio.Event(), asyncio.Event()
     stop_on_signals(stop)
     if args.exit_with_parent:
@@ -142,6 +166,7 @@ async def serve(args: argparse.Namespace) -> int:
         stop_with_parent(on_gone)
     tasks = [asyncio.create_task(pipeline.run()), asyncio.create_task(coordinator.run())]
     stopped = asyncio.create_task(stop.wait())
+    http, control = (f"{endpoint.host}:{endpoint.port}" for endpoint in (public, private))
     announce(http=http, control=control, data=data)
     log.info("listening", http=http, control=control, data=data, model=model.name)
     # A task that ends on its own is a defect; the process then ends with its traceback, and is restarted.
@@ -150,8 +175,8 @@ async def serve(args: argparse.Namespace) -> int:
         pipeline.refusing = "the entry is shutting down"
         log.info("draining", sessions=pipeline.sessions()[0], grace_seconds=args.grace_seconds)
         await pipeline.drain(args.grace_seconds)
-    for runner in (public, private):
-        await runner.cleanup()
+    for endpoint in (public, private):
+        await endpoint.stop()
     for task in tasks:
         task.cancel()
     results = await asyncio.gather(*tasks, return_exceptions=True)
