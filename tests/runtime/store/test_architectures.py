@@ -72,7 +72,9 @@ def checkpoint_names(model: StoredModel) -> dict[str, np.ndarray[Any, Any]]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("option", OPTIONS)
-def test_stored_weights_are_the_models(tmp_path: Path, store: ModelStore, option: str, dtype: torch.dtype) -> None:
+def test_stored_weights_are_the_models(
+    tmp_path: Path, store: ModelStore, option: str, dtype: torch.dtype
+) -> None:
     """What transformers saves is imported: equal bits under equal names, and the sizes of its config and cache."""
     model = AutoModelForCausalLM.from_config(config_of(option), dtype=dtype)
     model.save_pretrained(tmp_path / "m")
@@ -104,7 +106,13 @@ def test_stored_weights_are_the_models(tmp_path: Path, store: ModelStore, option
 def test_fields_left_out_mean_what_transformers_takes(kind: str) -> None:
     """A config.json with nothing optional: sizes and tying as transformers' class has them; shapes as its model's."""
     reference = AutoConfig.for_model(kind)
-    needed = {"hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "max_position_embeddings"}
+    needed = {
+        "hidden_size",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "vocab_size",
+        "max_position_embeddings",
+    }
     needed |= {"intermediate_size", "ffn_dim"}
     full = json.loads(reference.to_json_string(use_diff=False))
     names = {GPT2_NAMES.get(key, key) if kind == "gpt2" else key for key in needed}
