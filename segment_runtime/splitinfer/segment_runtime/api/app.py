@@ -16,6 +16,7 @@ from prometheus_client.exposition import choose_encoder
 
 from splitinfer.segment_runtime.api.errors import ApiError, internal, invalid, of_generation
 from splitinfer.segment_runtime.api.jobs import Job, chat_job, completion_job
+from splitinfer.segment_runtime.api.logs import describe
 from splitinfer.segment_runtime.api.metrics import ApiMetrics
 from splitinfer.segment_runtime.api.requests import GenerateRequest, parse_chat, parse_completion
 from splitinfer.segment_runtime.api.run import Run
@@ -120,8 +121,6 @@ class Api:
         self._now = now
         self._entropy = entropy
         self._created = int(now())
-        # The middleware decorator marks the function; a bound method cannot be marked, so it is wrapped here.
-        self.answer_errors = web.middleware(self._answer_errors)
 
     async def health(self, _request: web.Request) -> web.Response:
         """Live: the loop turns."""
@@ -191,7 +190,7 @@ class Api:
         except GenerationError as error:
             failure = of_generation(error, param)
             if failure.status >= 500:
-                log.warning("request failed", code=failure.code, exc_info=error)
+                log.warning("request failed", code=failure.code, error=describe(error))
             raise failure from error
         finished = [FinishedChoice.of(increments) for increments in collected]
         return _json(shape.whole(finished, usage_of(run.prompt_tokens, run.completion_tokens)))
@@ -240,7 +239,8 @@ class Api:
             include_usage=parsed.include_usage,
         )
 
-    async def _answer_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    @web.middleware
+    async def answer_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Give every error OpenAI's shape, and count every request of the API."""
         outcome = CLIENT_GONE
         try:
@@ -262,8 +262,8 @@ class Api:
             failure = _of_http(error, request, self._limits)
         except ConnectionResetError:
             raise  # nobody is there to be answered
-        except Exception:
-            log.exception("request failed")
+        except Exception as error:  # noqa: BLE001 - answered as a 500, and logged
+            log.error("request failed", error=describe(error))
             failure = internal()
         return _json(failure.body(), status=failure.status, headers=dict(failure.headers()))
 

@@ -11,6 +11,7 @@ import structlog
 
 from splitinfer.segment_runtime.api.choice import ChoiceText, Increment
 from splitinfer.segment_runtime.api.jobs import Job
+from splitinfer.segment_runtime.api.logs import describe
 from splitinfer.segment_runtime.api.metrics import ApiMetrics
 from splitinfer.segment_runtime.entry.generate import Generator, PipelineFailed, TokenEvent
 from splitinfer.segment_runtime.text.codec import TextCodec
@@ -108,7 +109,7 @@ class Run:
         closed = await asyncio.gather(*map(_aclose, self._streams), return_exceptions=True)
         for error in closed:
             if isinstance(error, Exception):  # the request has its answer; a session may have leaked
-                log.error("a session did not close", exc_info=error)
+                log.error("a session did not close", error=describe(error))
 
 
 async def _aclose(stream: AsyncIterator[TokenEvent]) -> None:

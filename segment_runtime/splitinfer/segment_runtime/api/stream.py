@@ -12,6 +12,7 @@ from aiohttp import web
 
 from splitinfer.segment_runtime.api.choice import Increment
 from splitinfer.segment_runtime.api.errors import ApiError, internal, of_generation
+from splitinfer.segment_runtime.api.logs import describe
 from splitinfer.segment_runtime.api.run import Run
 from splitinfer.segment_runtime.api.shapes import Shape, usage_of
 from splitinfer.segment_runtime.entry.generate import GenerationError
@@ -81,10 +82,10 @@ async def _last_events(
         await driver
     except GenerationError as error:
         failure = of_generation(error, param)
-        log.error("stream failed", code=failure.code, exc_info=error)
-    except Exception:
+        log.error("stream failed", code=failure.code, error=describe(error))
+    except Exception as error:  # noqa: BLE001 - told to the client as an event, and logged
         failure = internal()
-        log.exception("stream failed")
+        log.error("stream failed", error=describe(error))
     else:
         ending = []
         if shape.envelope.include_usage:
