@@ -129,7 +129,7 @@ def _read(root: Path, name: str, field: str) -> ModelFacts:
         raise UserError(
             field, f"{path} cannot be read; import the model again ({_first_line(error)})"
         ) from None
-    content = {key: value for key, value in raw.items() if key not in ("name", "source")}
+    content = {key: value for key, value in raw.items() if key not in ("name", "source", "seal")}
     return ModelFacts(
         root=root,
         name=name,

@@ -28,7 +28,7 @@ class Screen:
         self._task: TaskID | None = None
         self._shown_percent = -1
         self._last_error: str | None = None
-        self._serving = False
+        self._epoch: int | None = None
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -65,10 +65,10 @@ class Screen:
         if status.last_error and status.last_error != self._last_error:
             self.note(f"entry: {status.last_error}")
         self._last_error = status.last_error
-        serving = status.state == "serving"
-        if serving and not self._serving and self._bar is None and status.epoch and status.epoch > 1:
-            self.note(f"entry: serving, epoch {status.epoch}")
-        self._serving = serving
+        if status.state == "serving" and status.epoch != self._epoch:
+            if self._epoch is not None:
+                self.note(f"entry: serving, epoch {status.epoch}")
+            self._epoch = status.epoch
         if status.state == "preparing":
             self._loading(status.progress.loaded_bytes, status.progress.total_bytes)
 

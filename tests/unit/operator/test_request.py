@@ -1,0 +1,151 @@
+"""From manifest and command line to what shall run: every wrong input is refused by name, before a start."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from splitinfer.operator.errors import UserError
+from splitinfer.operator.local.request import Options, Request, make_request, table_rows
+from splitinfer.operator.spec.resource import resource
+from tests.support.stored import write_index
+
+
+def request_for(store: Path, spec: dict[str, Any] | None = None, **options: Any) -> Request:
+    """The request for the model ``tiny`` of a store."""
+    given = {"model": {"source": "store://tiny"}, **(spec or {})}
+    return make_request(resource("test", given), dataclasses.replace(Options(store=store), **options))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A store with ``tiny``: 6 blocks of 40 weights, made for 4096 tokens."""
+    write_index(tmp_path / "models", "tiny", blocks=6)
+    return tmp_path / "models"
+
+
+def cut(request: Request) -> list[str]:
+    """The segments as text."""
+    return [str(segment) for segment in request.plan.segments]
+
+
+def test_without_anything_said_three_nodes_share_equally(store: Path) -> None:
+    """The default is three equal segments, four sessions of 2048 tokens, float32 on torch."""
+    request = request_for(store)
+
+    assert cut(request) == ["node-0[0:2]", "node-1[2:4]", "node-2[4:6]"]
+    assert request.plan.kv_budget_tokens == 4 * 2048
+    assert (request.plan.dtype, request.engine, request.device) == ("float32", "torch", "cpu")
+    assert list(table_rows(request)) == [
+        ("node-0", "0-1", 320),
+        ("node-1", "2-3", 320),
+        ("node-2", "4-5", 320),
+    ]
+
+
+def test_a_model_smaller_than_the_default_gets_fewer_nodes_and_less_context(tmp_path: Path) -> None:
+    """Defaults adapt to the model; only what a person asked for is an error."""
+    write_index(tmp_path, "tiny", blocks=2, max_context_tokens=64)
+    request = request_for(tmp_path)
+
+    assert cut(request) == ["node-0[0:1]", "node-1[1:2]"]
+    assert request.plan.max_context_tokens == 64
+
+
+def test_explicit_cuts_name_where_segments_begin(store: Path) -> None:
+    """`--cuts 1,5` gives three segments; a fourth node is idle and may take over."""
+    request = request_for(store, cuts=(1, 5), nodes=4)
+
+    assert cut(request) == ["node-0[0:1]", "node-1[1:5]", "node-2[5:6]"]
+    assert request.nodes == ("node-0", "node-1", "node-2", "node-3")
+
+
+def test_pins_that_cover_the_model_are_the_plan(store: Path) -> None:
+    """Pins may put two ranges on one node, the U-shape; the nodes are those they name."""
+    pins = [
+        {"blocks": "0", "node": "near"},
+        {"blocks": "1-4", "node": "far"},
+        {"blocks": "5", "node": "near"},
+    ]
+    request = request_for(store, {"placement": {"pins": pins}})
+
+    assert cut(request) == ["near[0:1]", "far[1:5]", "near[5:6]"]
+    assert request.nodes == ("near", "far")
+    assert request.node_bytes("near") == (2 * 160, 2 * 8192 * 2 * 2 * 4 * 4)
+
+
+def test_the_command_line_wins_over_the_manifest(store: Path) -> None:
+    """Dtype and engine may be given in both."""
+    spec = {"model": {"source": "store://tiny", "dtype": "float16"}}
+    assert request_for(store, spec).plan.dtype == "float16"
+    assert request_for(store, spec, dtype="bfloat16").plan.dtype == "bfloat16"
+
+
+def test_a_file_source_is_a_model_folder(store: Path) -> None:
+    """file:///PATH names the folder of a stored model, wherever that store is."""
+    spec = {"model": {"source": f"file://{store}/tiny"}}
+    assert request_for(Path("/nowhere"), spec).model.root == store
+
+
+PIN_GAP = {"placement": {"pins": [{"blocks": "0-3", "node": "a"}]}}
+PIN_OVERLAP = {"placement": {"pins": [{"blocks": "0-3", "node": "a"}, {"blocks": "3-5", "node": "b"}]}}
+FULL_PINS = {"placement": {"pins": [{"blocks": "0-5", "node": "a"}]}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "field", "words"),
+    [
+        ({"model": {"source": "store://other"}}, {}, "spec.model.source", "there: tiny"),
+        ({"model": {"source": "file:///nowhere"}}, {}, "spec.model.source", "splitinfer models import"),
+        ({"model": {"source": "hf://org/name"}}, {}, "spec.model.source", "splitinfer models import"),
+        ({"model": {"source": "pvc://claim/x"}}, {}, "spec.model.source", "store://"),
+        (
+            {"model": {"source": "store://tiny", "servedName": "x"}},
+            {},
+            "spec.model.servedName",
+            "--name x",
+        ),
+        ({}, {"nodes": 0}, "--nodes", "at least 1"),
+        ({}, {"nodes": -2}, "--nodes", "at least 1"),
+        ({}, {"nodes": 7}, "--nodes", "use at most 6"),
+        ({}, {"cuts": (3, 3)}, "--cuts", "is empty"),
+        ({}, {"cuts": (4, 2)}, "--cuts", "cuts rise and lie between 1 and 5"),
+        ({}, {"cuts": (0,)}, "--cuts", "is empty"),
+        ({}, {"cuts": (6,)}, "--cuts", "is empty"),
+        ({}, {"cuts": (9,)}, "--cuts", "between 1 and 5"),
+        ({}, {"cuts": (-1,)}, "--cuts", "between 1 and 5"),
+        ({}, {"cuts": (2, 4), "nodes": 2}, "--nodes", "use --nodes 3"),
+        ({}, {"threads": 0}, "--threads", "at least 1"),
+        (PIN_GAP, {}, "spec.placement.pins", "blocks [4:6) are missing"),
+        (PIN_OVERLAP, {}, "spec.placement.pins", "overlaps block 3"),
+        (FULL_PINS, {"nodes": 2}, "--nodes", "remove one"),
+        (FULL_PINS, {"cuts": (2,)}, "--cuts", "remove one"),
+        ({"placement": {"maxSegments": 2}}, {}, "spec.placement.maxSegments", "3 segments asked for"),
+        ({"workload": {"maxContextTokens": 5000}}, {}, "spec.workload.maxContextTokens", "4096"),
+        ({}, {"memory_bytes": 1000}, "spec.workload.concurrency", "lower concurrency"),
+        ({"model": {"source": "store://tiny", "dtype": "int4"}}, {}, "spec.model.dtype", "float32"),
+        ({"model": {"source": "store://tiny", "engine": "onnx"}}, {}, "spec.model.engine", "torch"),
+        ({"reconfiguration": {"mode": "Auto"}}, {}, "spec.reconfiguration.mode", "Manual"),
+    ],
+)
+def test_wrong_input_names_the_field_and_the_mend(
+    store: Path, spec: dict[str, Any], options: dict[str, Any], field: str, words: str
+) -> None:
+    """Every mistake is told with the field it is in and what mends it."""
+    with pytest.raises(UserError) as refused:
+        request_for(store, spec, **options)
+
+    [(named, message)] = refused.value.problems
+    assert named == field
+    assert words in message
+
+
+def test_a_damaged_index_is_refused_by_its_path(store: Path) -> None:
+    """Half an index is told with the file and the mend, not with a traceback."""
+    (store / "tiny" / "index.json").write_text('{"blocks": 6', "utf-8")
+
+    with pytest.raises(UserError, match=r"index\.json cannot be read; import the model again"):
+        request_for(store)
