@@ -76,7 +76,7 @@ def sample(logits: Logits, params: SamplingParams, output_counts: Mapping[int, i
     Raises:
         InvalidLogits: NaN, +inf, or nothing but -inf.
     """
-    assert logits.ndim == 1 and logits.size > 0, logits.shape
+    assert logits.ndim == 1, logits.shape
     best = int(np.argmax(logits))  # the first NaN if there is one, else the lowest id of the maximum
     if not isfinite(logits[best]):
         raise InvalidLogits(
