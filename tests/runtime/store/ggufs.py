@@ -107,7 +107,12 @@ def write_gguf(
         else {f"{kind}.attention.key_length": head_dim}
     )
     writer = GGUFWriter(path, kind)
-    add = {str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}
+    add: dict[type, Any] = {
+        str: writer.add_string,
+        bool: writer.add_bool,
+        int: writer.add_uint32,
+        float: writer.add_float32,
+    }
     for key, value in (metadata | (extra or {})).items():
         if value is not None:
             add[type(value)](key, value)

@@ -41,6 +41,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2-inner": ("gpt2", {"n_inner": 56, "tie_word_embeddings": False}),
     "opt-no-bias": ("opt", {"enable_bias": False}),
 }
+from_config: Any = AutoModelForCausalLM.from_config  # transformers has no types for it
 GPT2_NAMES = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
 GPT2_NAMES |= {"max_position_embeddings": "n_positions"}
 
@@ -59,7 +60,7 @@ def config_of(option: str) -> Any:
 def checkpoint_names(model: StoredModel) -> dict[str, np.ndarray[Any, Any]]:
     """All stored tensors under the checkpoint's names."""
     architecture = model.architecture
-    found = {}
+    found: dict[str, np.ndarray[Any, Any]] = {}
     for outer, unit in ((architecture.embed, "embed"), (architecture.head, "head")):
         tensors = model.read_unit(unit)
         found |= {name: tensors.pop(inside) for name, inside in outer.items() if inside in tensors}
@@ -76,7 +77,7 @@ def test_stored_weights_are_the_models(
     tmp_path: Path, store: ModelStore, option: str, dtype: torch.dtype
 ) -> None:
     """What transformers saves is imported: equal bits under equal names, and the sizes of its config and cache."""
-    model = AutoModelForCausalLM.from_config(config_of(option), dtype=dtype)
+    model = from_config(config_of(option), dtype=dtype)
     model.save_pretrained(tmp_path / "m")
     stored = import_model(tmp_path / "m", store=store, require_tokenizer=False)
     found = checkpoint_names(stored)
@@ -121,7 +122,7 @@ def test_fields_left_out_mean_what_transformers_takes(kind: str) -> None:
     assert dims.tied == reference.tie_word_embeddings
     assert dims.blocks == reference.num_hidden_layers
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind))
+        model = from_config(AutoConfig.for_model(kind))
     architecture = ARCHITECTURES[kind]
     embed, head = embed_shapes(architecture, dims), head_shapes(architecture, dims)
     expected = {name: embed[inside] for name, inside in architecture.embed.items()}

@@ -20,9 +20,9 @@ from splitinfer.segment_runtime.store.errors import DamagedSource, StoreError, U
 from splitinfer.segment_runtime.store.importer import import_model
 from splitinfer.segment_runtime.store.reader import ModelStore, StoredModel
 from tests.runtime.store.ggufs import write_gguf
-from tests.runtime.store.test_architectures import SMALL, checkpoint_names
+from tests.runtime.store.test_architectures import SMALL, checkpoint_names, from_config
 
-COMPARED = (
+COMPARED: tuple[str, ...] = (
     "hidden_size",
     "intermediate_size",
     "num_hidden_layers",
@@ -93,7 +93,7 @@ def small(kind: str, **change: Any) -> Any:
     if kind == "qwen3":
         fields["head_dim"] = 128  # what transformers' GGUF reader takes, whatever the file says
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **fields | change))
+    model = from_config(AutoConfig.for_model(kind, **fields | change))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter))
@@ -117,7 +117,7 @@ def test_answers_are_those_of_the_model_it_was_made_from(tmp_path: Path, store: 
     )
     write_gguf(tmp_path / "m.gguf", model)
     stored = import_model(tmp_path / "m.gguf", store=store)
-    again = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(stored.path))
+    again = from_config(AutoConfig.from_pretrained(stored.path))
     weights = {name: torch.from_numpy(tensor.copy()) for name, tensor in checkpoint_names(stored).items()}
     again.load_state_dict(weights | {"lm_head.weight": weights["model.embed_tokens.weight"]})
     ids = torch.arange(3, 20)[None]

@@ -1,7 +1,8 @@
 """Fetching a repository of a model hub: safetensors, JSON and templates only, resumed where it broke off.
 
-The files land in huggingface_hub's own cache (``HF_HOME``), which keeps what was fetched of a file that broke off
-and is shared with other tools; the endpoint is ``HF_ENDPOINT``.
+The files land in huggingface_hub's own cache (``HF_HOME``), which is shared with other tools. A connection that breaks
+off is resumed within an import; after an import that failed, whole files are kept and the others are fetched again.
+The endpoint is ``HF_ENDPOINT``.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def fetch_snapshot(
     Raises:
         SourceNotFound: no such repository or revision, or no right to see it.
         UnsupportedSource: a repository without safetensors or without config, before anything large is fetched.
-        ImportFailed: the network or the disk; what was fetched is kept and the next import goes on from there.
+        ImportFailed: the network or the disk; whole files are kept, so the next import goes on from there.
     """
     import httpx2
     from huggingface_hub import HfApi, snapshot_download
@@ -83,7 +84,7 @@ def fetch_snapshot(
         ) from None
     except (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
         raise ImportFailed(
-            f"{text}: could not be fetched: {error}; nothing was stored. What was fetched is kept: import again to go on"
+            f"{text}: could not be fetched: {error}; nothing was stored. Import again: files that were fetched whole are kept"
         ) from error
     return Path(folder), str(info.sha)
 
