@@ -76,7 +76,9 @@ def test_shards(hub: Hub, store: ModelStore, tmp_path: Path) -> None:
 
 def test_a_cut_connection_is_resumed(hub: Hub, store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken off in the middle, then working: the rest is fetched with a Range, and the model is whole."""
-    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # what it keeps is in whole chunks
+    monkeypatch.setattr(
+        huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 1000
+    )  # what it keeps is in whole chunks
     hub.break_after, hub.breaks = {WEIGHTS: 200_000}, 1
     import_model("hf://org/tiny", store=store).read_unit("block-002")
     assert hub.gets(WEIGHTS) == ["-", "bytes=200000-"]
