@@ -156,7 +156,10 @@ def test_gpt_neox_head_under_either_name(tmp_path: Path, store: ModelStore) -> N
     write_folder(tmp_path / "old", config, tensors)
     tensors["lm_head.weight"] = tensors.pop("embed_out.weight")
     write_folder(tmp_path / "new", config, tensors)
-    assert import_model(tmp_path / "old", store=store).digest == import_model(tmp_path / "new", store=store).digest
+    assert (
+        import_model(tmp_path / "old", store=store).digest
+        == import_model(tmp_path / "new", store=store).digest
+    )
 
 
 class TestSideFiles:

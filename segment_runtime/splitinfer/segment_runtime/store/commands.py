@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from splitinfer.segment_runtime.store.errors import StoreError
-from splitinfer.segment_runtime.store.reader import ModelStore, default_store
 
+# The reader brings numpy: every command of the command line loads this module, only these two need a store.
 if TYPE_CHECKING:
     from splitinfer.segment_runtime.store.importer import ImportProgress
+    from splitinfer.segment_runtime.store.reader import ModelStore
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -106,7 +107,9 @@ def size(count: int) -> str:
 
 
 def _store(args: argparse.Namespace) -> ModelStore:
-    return ModelStore(args.store if args.store is not None else default_store())
+    from splitinfer.segment_runtime.store.reader import ModelStore
+
+    return ModelStore(args.store)
 
 
 @contextmanager
