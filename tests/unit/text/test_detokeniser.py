@@ -5,13 +5,15 @@ from __future__ import annotations
 import codecs
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
 from splitinfer.segment_runtime.text.errors import UnsupportedTokenizer
 from splitinfer.segment_runtime.text.pieces import parse_decoder
 from tests.support.tiny_text import byte_level_tokenizer, codec_of, sentencepiece_tokenizer, tiny_codec
+
+UNHURRIED = settings(deadline=None)  # a busy machine is no failure
 
 # Text that is valid UTF-8, with many characters of several bytes.
 TEXT = st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from("aé漢👩🏽‍💻 \n�")), max_size=40)
@@ -21,6 +23,7 @@ TOKENIZERS = pytest.mark.parametrize(
 )
 
 
+@UNHURRIED
 @given(ids=IDS)
 def test_byte_level_increments_join_to_the_decoding_of_tokenizers(ids: list[int]) -> None:
     """For any ids, broken UTF-8 included, the joined increments are what the library decodes at once."""
@@ -33,6 +36,7 @@ def test_byte_level_increments_join_to_the_decoding_of_tokenizers(ids: list[int]
 
 
 @TOKENIZERS
+@UNHURRIED
 @given(text=TEXT)
 def test_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
     """Encoding and decoding give the text back, as the library does."""
@@ -43,6 +47,7 @@ def test_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
 
 
 @TOKENIZERS
+@UNHURRIED
 @given(text=TEXT)
 def test_every_increment_is_whole_characters_and_comes_at_once(tokenizer: Tokenizer, text: str) -> None:
     """After each token, exactly the characters whose bytes are complete have been emitted: none early, none late."""
@@ -56,6 +61,7 @@ def test_every_increment_is_whole_characters_and_comes_at_once(tokenizer: Tokeni
     assert stream.flush() == ""
 
 
+@UNHURRIED
 @given(ids=st.lists(st.integers(3, 258), max_size=30))
 def test_what_is_held_back_is_never_more_than_a_character(ids: list[int]) -> None:
     """Random bytes: at most 3 are held at any time, so the flush is one U+FFFD at most."""

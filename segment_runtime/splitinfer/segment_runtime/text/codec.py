@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
-from splitinfer.segment_runtime.text.bound import bytes_per_token
+from splitinfer.segment_runtime.text.bound import bound_of
 from splitinfer.segment_runtime.text.chat import ChatTemplate, Message
 from splitinfer.segment_runtime.text.detokeniser import Detokeniser
 from splitinfer.segment_runtime.text.errors import NoChatTemplate, UnsupportedTokenizer
@@ -46,7 +46,7 @@ class TextCodec:
         self._tokenizer.no_truncation()  # a stored limit would cut prompts silently
         self._tokenizer.no_padding()
         self._pieces = Pieces(self._tokenizer, document.get("decoder"))
-        self._bytes_per_token = bytes_per_token(document, self._tokenizer, self._pieces)
+        self._bound = bound_of(document, self._tokenizer, self._pieces)
         self.vocab_size: int = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.eos_token_ids = frozenset(eos_token_ids)
         self._template = None
@@ -99,10 +99,7 @@ class TextCodec:
 
     def minimum_tokens(self, text: str) -> int:
         """A lower bound on ``len(encode(text))`` without encoding; 0 where the tokenizer allows no such bound."""
-        if self._bytes_per_token is None:
-            return 0
-        size = len(text) if text.isascii() else len(text.encode())
-        return -(-size // self._bytes_per_token)
+        return 0 if self._bound is None else self._bound.minimum_tokens(text)
 
     @property
     def can_chat(self) -> bool:
