@@ -1,0 +1,182 @@
+"""Real host and entry processes under measurement, and the reference beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+from splitinfer.optimizer.plan import ModelRef, Plan, equal_cuts
+from splitinfer.segment_runtime.store.reader import StoredModel
+
+
+class Worker:
+    """A child that says one JSON line when it is up, and lives as long as its stdin."""
+
+    def __init__(self, module: str, *options: str, log: Path) -> None:
+        """Start ``python -m module options`` and wait for its line."""
+        with log.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", module, *options],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+            )
+        self.said = self._read(log)
+
+    def _read(self, log: Path) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{log.stem} ended: {log.read_text()[-2000:]}")
+        return dict(json.loads(line))
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """One request line, one answer line (the reference only)."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request).encode() + b"\n")
+        self.process.stdin.flush()
+        return dict(json.loads(self.process.stdout.readline()))
+
+    def private_bytes(self) -> int:
+        """Memory that is this process's alone: what ending it would give back."""
+        return int(psutil.Process(self.process.pid).memory_full_info().uss)
+
+    def stop(self) -> None:
+        """End it by its stdin."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(30)
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A pipeline that serves."""
+
+    http: str
+    control: str
+    hosts: tuple[Worker, ...]
+    entry: Worker
+    model: StoredModel
+
+    def complete(self, prompt: Sequence[int], new_tokens: int) -> tuple[int, float, float]:
+        """Stream one greedy completion: (tokens, seconds to the first, seconds in all)."""
+        return asyncio.run(self._complete(prompt, new_tokens))
+
+    def complete_many(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> tuple[int, float]:
+        """Stream completions side by side: (tokens in all, seconds)."""
+
+        async def run() -> tuple[int, float]:
+            clock = asyncio.get_running_loop().time
+            began = clock()
+            results = await asyncio.gather(*(self._complete(prompt, new_tokens) for prompt in prompts))
+            return sum(tokens for tokens, _, _ in results), clock() - began
+
+        return asyncio.run(run())
+
+    async def _complete(self, prompt: Sequence[int], new_tokens: int) -> tuple[int, float, float]:
+        body = {
+            "model": self.model.name,
+            "prompt": list(prompt),
+            "max_tokens": new_tokens,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        clock = asyncio.get_running_loop().time
+        first, tokens = 0.0, 0
+        async with httpx.AsyncClient(timeout=600) as client:
+            began = clock()
+            async with client.stream("POST", f"http://{self.http}/v1/completions", json=body) as response:
+                assert response.status_code == 200, await response.aread()
+                async for line in response.aiter_lines():
+                    if not line.startswith("data: {"):
+                        continue
+                    first = first or clock() - began
+                    if usage := json.loads(line[6:]).get("usage"):
+                        tokens = usage["completion_tokens"]
+        return tokens, first, clock() - began
+
+    def metrics(self) -> dict[tuple[str, str, str], float]:
+        """Sums and counts of the entry's histograms: (name, part, hop) -> value."""
+        text = httpx.get(f"http://{self.http}/metrics").text
+        return {
+            (sample.name, sample.labels.get("part", ""), sample.labels.get("hop", "")): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name.endswith(("_sum", "_count"))
+        }
+
+    def status(self) -> dict[str, Any]:
+        """The entry's status."""
+        return dict(httpx.get(f"http://{self.control}/control/status").json())
+
+
+@contextlib.contextmanager
+def chain(
+    model: StoredModel,
+    nodes: int,
+    threads: int,
+    *entry_options: str,
+    concurrency: int = 16,
+    context: int = 1024,
+    dtype: str = "float32",
+) -> Iterator[Chain]:
+    """``nodes`` hosts with equal cuts and an entry; stopped on the way out."""
+    store = str(model.path.parent)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        logs = Path(folder)
+
+        def worker(module: str, name: str, *options: str) -> Worker:
+            started = Worker(module, *options, log=logs / f"{name}.log")
+            stack.callback(started.stop)
+            return started
+
+        common = ("--store", store, "--threads", str(threads), "--exit-with-parent")
+        hosts = {
+            f"node-{i}": worker(
+                "splitinfer.segment_runtime.host",
+                f"node-{i}",
+                "--node",
+                f"node-{i}",
+                "--listen",
+                "127.0.0.1:0",
+                *common,
+            )
+            for i in range(nodes)
+        }
+        entry = worker(
+            "splitinfer.segment_runtime.entry", "entry", "--model", model.name, "--listen", "127.0.0.1:0",
+            "--control", "127.0.0.1:0", "--data", "127.0.0.1:0", *common, *entry_options,
+        )  # fmt: skip
+        plan = Plan(
+            epoch=1,
+            model=ModelRef(name=model.name, digest=model.digest),
+            dtype=dtype,  # type: ignore[arg-type]  # checked by pydantic
+            blocks=model.index.blocks,
+            segments=equal_cuts(model.index.blocks, list(hosts)),
+            max_context_tokens=context,
+            kv_budget_tokens=context * concurrency,
+        )
+        body = {
+            "plan": plan.model_dump(mode="json"),
+            "hosts": {node: host.said["grpc"] for node, host in hosts.items()},
+        }
+        served = Chain(entry.said["http"], entry.said["control"], tuple(hosts.values()), entry, model)
+        httpx.put(f"http://{served.control}/control/plan", json=body).raise_for_status()
+        while (state := served.status())["state"] != "serving":
+            if state["state"] == "failed":
+                raise RuntimeError(state["last_error"])
+        yield served

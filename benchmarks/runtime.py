@@ -1,0 +1,196 @@
+"""The segment runtime against transformers' `generate`, on the default model, same threads, one run.
+
+Reference and pipeline take turns, so that a machine that slows down slows both; medians of several turns.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.processes import Chain, Worker, chain
+from benchmarks.report import Row, Samples, table
+from splitinfer.segment_runtime.store.importer import import_model
+from splitinfer.segment_runtime.store.reader import StoredModel
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured."""
+
+    repeats: int = 5
+    threads: int = 2
+    new_tokens: int = 48
+    prompt_tokens: int = 16
+    long_prompt_tokens: int = 512
+
+
+def prompt(length: int, seed: int) -> list[int]:
+    """Token ids without meaning, different for each seed, above the special ones."""
+    return [100 + (seed * 7919 + i * 104729) % 40000 for i in range(length)]
+
+
+def tokens_per_second(tokens: int, first: float, total: float) -> float:
+    """Decode speed of one stream: the tokens after the first over the time they took."""
+    return (tokens - 1) / (total - first)
+
+
+def single_stream(model: StoredModel, reference: Worker, sizes: Sizes, note: Note) -> list[Row]:
+    """One stream over 3 segments on loopback, 8 users, TTFT, memory, and where a token's time goes."""
+    ours: list[float] = []
+    theirs: list[float] = []
+    eight: list[float] = []
+    ttft_ours: list[float] = []
+    ttft_theirs: list[float] = []
+    with chain(model, 3, sizes.threads) as served:
+        idle = [host.private_bytes() for host in served.hosts]
+        served.complete(prompt(sizes.prompt_tokens, 0), 8)  # warm
+        served.complete(prompt(sizes.long_prompt_tokens, 0), 2)
+        before = served.metrics()
+        steps_only: list[dict[tuple[str, str, str], float]] = []
+        for turn in range(1, sizes.repeats + 1):
+            ids = prompt(sizes.prompt_tokens, turn)
+            reference_first = reference.ask({"prompt": ids, "new_tokens": 1})["seconds"]
+            reference_all = reference.ask({"prompt": ids, "new_tokens": sizes.new_tokens})["seconds"]
+            theirs.append((sizes.new_tokens - 1) / (reference_all - reference_first))
+            before = served.metrics()
+            ours.append(tokens_per_second(*served.complete(ids, sizes.new_tokens)))
+            after = served.metrics()
+            steps_only.append({key: after[key] - before.get(key, 0.0) for key in after})
+            count, seconds = served.complete_many(
+                [prompt(sizes.prompt_tokens, turn * 100 + user) for user in range(8)], sizes.new_tokens
+            )
+            eight.append(count / seconds)
+            long = prompt(sizes.long_prompt_tokens, turn)
+            ttft_theirs.append(reference.ask({"prompt": long, "new_tokens": 1})["seconds"])
+            ttft_ours.append(served.complete(long, 1)[1])
+            note(
+                f"turn {turn}: generate {theirs[-1]:.1f}, one stream {ours[-1]:.1f}, 8 users {eight[-1]:.1f} tokens/s"
+            )
+        rows = [
+            Row("`generate`, unsplit, one stream", Samples.of(theirs).show("tokens/s")),
+            Row(
+                "one stream, 3 segments",
+                Samples.of(ours).show("tokens/s"),
+                Samples.of([a / b for a, b in zip(ours, theirs, strict=True)]).median,
+                0.9,
+            ),
+            Row(
+                "8 users, 3 segments, against one stream",
+                Samples.of(eight).show("tokens/s"),
+                Samples.of([a / b for a, b in zip(eight, ours, strict=True)]).median,
+                3.0,
+            ),
+            Row("TTFT, 512-token prompt, `generate`", Samples.of(ttft_theirs).show("s", 3)),
+            Row(
+                "TTFT, 512-token prompt, 3 segments",
+                Samples.of(ttft_ours).show("s", 3),
+                Samples.of([a / b for a, b in zip(ttft_ours, ttft_theirs, strict=True)]).median,
+                1.1,
+                "lower",
+            ),
+        ]
+        rows += parts(steps_only, len(served.hosts))
+        rows += memory(served, idle)
+    return rows
+
+
+def parts(turns: Sequence[dict[tuple[str, str, str], float]], hops: int) -> list[Row]:
+    """Milliseconds of one token of one stream, by part, from the entry's own histograms."""
+
+    def mean(name: str, part: str, hop: str = "") -> Samples:
+        return Samples.of(
+            [1e3 * t[(f"{name}_sum", part, hop)] / max(1.0, t[(f"{name}_count", part, hop)]) for t in turns]
+        )
+
+    hop, step = "splitinfer_entry_hop_seconds", "splitinfer_entry_step_seconds"
+
+    def over_hops(part: str) -> Samples:
+        each = [mean(hop, part, str(h)).values for h in range(hops)]
+        return Samples.of([sum(values) for values in zip(*each, strict=True)])
+
+    rows = [
+        Row("per token: compute, all hosts", over_hops("compute").show("ms", 2)),
+        Row("per token: serialise, all hosts", over_hops("serialise").show("ms", 2)),
+        Row("per token: queue, all hosts", over_hops("queue").show("ms", 2)),
+    ]
+    rows += [
+        Row(f"per token: {part.replace('_', ' ')}", mean(step, part).show("ms", 2))
+        for part in ("wire", "return_queue", "head", "sample")
+    ]
+    return rows
+
+
+def memory(served: Chain, idle: Sequence[int]) -> list[Row]:
+    """Private memory of a host against its weights and KV budget; the rest is the fixed part."""
+    state = served.status()
+    rows = []
+    for host, empty, (node, view) in zip(served.hosts, idle, sorted(state["hosts"].items()), strict=True):
+        used = host.private_bytes()
+        weights = view["weight_bytes"]
+        budget = sum(r["kv_budget_bytes"] for r in view["ranges"])
+        mib = 1024 * 1024
+        rows.append(
+            Row(
+                f"memory of {node}",
+                f"{used / mib:.0f} MiB = weights {weights / mib:.0f} + KV budget {budget / mib:.0f} "
+                f"+ fixed {(used - weights - budget) / mib:.0f} (first seen {empty / mib:.0f})",
+            )
+        )
+    return rows
+
+
+def micro_batches(model: StoredModel, sizes: Sizes, note: Note) -> list[Row]:
+    """Two hosts of one thread each: two micro-batches in flight against one, of the same size, for 16 users."""
+    users = 16
+    options = ("--max-sessions", "8", "--min-sessions", "8", "--micro-batches")
+    speeds: dict[str, list[float]] = {"1": [], "2": []}
+    with (
+        chain(model, 2, 1, *options, "1", concurrency=users, context=256) as one,
+        chain(model, 2, 1, *options, "2", concurrency=users, context=256) as two,
+    ):
+        for turn in range(sizes.repeats + 1):
+            for name, served in (("1", one), ("2", two)):
+                prompts = [prompt(sizes.prompt_tokens, turn * 100 + user) for user in range(users)]
+                count, seconds = served.complete_many(prompts, sizes.new_tokens)
+                if turn:  # the first warms
+                    speeds[name].append(count / seconds)
+            if turn:
+                note(
+                    f"turn {turn}: one micro-batch {speeds['1'][-1]:.1f}, two {speeds['2'][-1]:.1f} tokens/s"
+                )
+    ratios = [b / a for a, b in zip(speeds["1"], speeds["2"], strict=True)]
+    return [
+        Row("16 users, 2 hosts, one micro-batch of 8 in flight", Samples.of(speeds["1"]).show("tokens/s")),
+        Row(
+            "16 users, 2 hosts, two micro-batches of 8 in flight",
+            Samples.of(speeds["2"]).show("tokens/s"),
+            Samples.of(ratios).median,
+            1.6,
+        ),
+    ]
+
+
+def run(sizes: Sizes, note: Note) -> str:
+    """All of it, as a report."""
+    model = import_model("smollm2")
+    with tempfile.TemporaryDirectory() as folder:
+        reference = Worker(
+            "benchmarks.reference", "--threads", str(sizes.threads), log=Path(folder) / "reference.log"
+        )
+        try:
+            reference.ask({"prompt": prompt(16, 0), "new_tokens": 8})
+            reference.ask({"prompt": prompt(512, 0), "new_tokens": 2})
+            first = single_stream(model, reference, sizes, note)
+        finally:
+            reference.stop()
+    second = micro_batches(model, sizes, note)
+    return (
+        table(f"Segment runtime, torch engine, float32, {sizes.threads} threads", first)
+        + "\n\n"
+        + table("Micro-batches, torch engine, float32, 1 thread per host", second)
+    )
