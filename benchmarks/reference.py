@@ -12,6 +12,7 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 
 def main() -> int:
@@ -27,7 +28,7 @@ def main() -> int:
     assert spec is not None, "the default model's package is not installed"
     assert spec.origin is not None
     (file,) = Path(spec.origin).parent.glob("*.gguf")
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     model.train(False)
     print(json.dumps({"event": "listening"}), flush=True)
     for line in sys.stdin:
