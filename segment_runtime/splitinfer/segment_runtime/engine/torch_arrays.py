@@ -39,6 +39,14 @@ def to_tensor(array: Array) -> torch.Tensor:
     return tensor
 
 
+def fill(tensor: torch.Tensor, array: Array) -> None:
+    """Copy ``array`` into a tensor of its shape, cast to the tensor's dtype as torch casts."""
+    if tensor.device.type == "cpu" and tensor.dtype == torch_dtype(str(array.dtype)):
+        np.copyto(to_array(tensor), array)
+    else:
+        tensor.copy_(to_tensor(array))
+
+
 def to_array(tensor: torch.Tensor) -> Array:
     """A view on a contiguous CPU tensor."""
     if tensor.dtype == torch.bfloat16:

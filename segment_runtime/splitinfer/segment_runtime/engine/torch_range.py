@@ -10,6 +10,7 @@ import torch
 from splitinfer.segment_runtime.engine.port import Array, KvBlob, SessionError, SessionRows
 from splitinfer.segment_runtime.engine.torch_arrays import to_array, to_tensor
 from splitinfer.segment_runtime.engine.torch_attention import Ragged, StepCache, first_visible, session_mask
+from splitinfer.segment_runtime.engine.torch_memory import give_back
 from splitinfer.segment_runtime.engine.torch_model import TorchModel
 from splitinfer.segment_runtime.engine.torch_sessions import Session, SessionTable
 from splitinfer.segment_runtime.engine.torch_weights import LoadedUnit
@@ -69,6 +70,7 @@ class TorchRange:
         """Free the weights (unless another range shares them) and every session."""
         self._units = []
         self._sessions.clear()
+        give_back(self._model.device)
 
     def step(self, hidden: Array, batch: Sequence[SessionRows]) -> Array:
         """Run the rows of ``batch`` through the blocks and append to their KV."""

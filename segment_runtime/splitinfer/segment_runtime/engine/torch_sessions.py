@@ -9,12 +9,13 @@ import torch
 
 from splitinfer.segment_runtime.engine.port import KvBlob, SessionError, SessionRows
 from splitinfer.segment_runtime.engine.torch_arrays import TORCH_DTYPES, to_array
+from splitinfer.segment_runtime.engine.torch_memory import reserve
 
 
 class Session:
     """The KV of one session: ``[blocks, 2 (keys, values), kv_heads, capacity, head_dim]``.
 
-    Allocated whole and not touched: a page becomes resident when a token is written to it.
+    Reserved whole and not touched: a page becomes resident when a token is written to it.
     """
 
     __slots__ = ("capacity", "kv", "length")
@@ -56,10 +57,8 @@ class SessionTable:
         with self._lock:
             if session in self._sessions:
                 raise SessionError(f"session {session}: is open already")
-            kv = torch.empty(
-                (blocks, two, kv_heads, capacity, head_dim), dtype=self._torch_dtype, device=self._device
-            )
-            self._sessions[session] = Session(kv)
+            memory = reserve(capacity * self.bytes_per_token, self._device).view(self._torch_dtype)
+            self._sessions[session] = Session(memory.view(blocks, two, kv_heads, capacity, head_dim))
 
     def close(self, session: int) -> None:
         """Free the KV of a session."""

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from splitinfer.segment_runtime.engine.port import Array, LoadError
-from splitinfer.segment_runtime.engine.torch_arrays import to_tensor
+from splitinfer.segment_runtime.engine.torch_arrays import fill
+from splitinfer.segment_runtime.engine.torch_memory import carve
 
 UnitKey = tuple[str, str, str]
 """Model digest, dtype, unit."""
@@ -61,16 +62,15 @@ def load_tensors(
     Raises:
         LoadError: a tensor that is not finite, or not in ``dtype``.
     """
-    tensors = {}
-    for name, array in arrays.items():
-        tensor = to_tensor(array).to(device=device, dtype=dtype)
+    tensors = carve({name: array.shape for name, array in arrays.items()}, dtype, device)
+    for name, tensor in tensors.items():
+        fill(tensor, arrays[name])
         if not _finite(tensor):
             kind = str(dtype).removeprefix("torch.")
             raise LoadError(
                 f"{where}: tensor {name!r} has values that are not finite in {kind} (NaN or infinite); "
                 "the checkpoint is broken, or the dtype is too narrow for it"
             )
-        tensors[name] = tensor
     return tensors
 
 
