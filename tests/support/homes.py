@@ -50,11 +50,11 @@ class Home:
         self._started.append(process)
         return process
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run ``splitinfer`` to its end."""
+    def run(self, *arguments: str, questions: str = "") -> subprocess.CompletedProcess[str]:
+        """Run ``splitinfer`` to its end, with ``questions`` as its input."""
         return subprocess.run(
             [sys.executable, SCRIPT, *arguments],
-            stdin=subprocess.DEVNULL,
+            input=questions,
             capture_output=True,
             text=True,
             env=self.environment,

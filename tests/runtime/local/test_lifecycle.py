@@ -209,6 +209,31 @@ def test_status_and_chat_find_the_running_pipeline(home: Home) -> None:
     assert "error: --url: no local pipeline at" in wrong.stderr
 
 
+def test_a_conversation_ends_with_its_input(home: Home) -> None:
+    """Questions line by line until the end of input; empty lines are passed over."""
+    up = home.start(*UP)
+    endpoint = read_until(up, SERVING).partition("endpoint: ")[2].partition(" ")[0]
+
+    done = home.run("chat", "--url", endpoint, questions="Why?\n\nAnd then?\n")
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "Because of scattering.\n" * 2
+    assert done.stderr.count("3 tokens") == 2
+
+
+def test_a_conversation_with_nobody_says_what_to_do(home: Home) -> None:
+    """Nothing listens: one line, exit code 1."""
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+    done = home.run("chat", "--url", f"127.0.0.1:{port}")
+
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"error: nothing answers at http://127.0.0.1:{port}; "
+        "start a pipeline with `splitinfer up`, or name another with --url\n"
+    )
+
+
 def test_a_stale_run_file_is_not_a_pipeline(home: Home) -> None:
     """What a killed supervisor left is found out by process id and start time, and removed."""
     up = home.start(*UP)
