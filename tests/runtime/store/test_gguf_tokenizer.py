@@ -165,6 +165,18 @@ def test_ends(tmp_path: Path, store: ModelStore, pre: str, bos: bool | None, eos
     )
 
 
+@pytest.mark.parametrize(
+    ("pre", "expected"), [("llama-bpe", ["zebra"]), ("default", ["z", "e", "b", "r", "a"])]
+)
+def test_whole_words(tmp_path: Path, store: ModelStore, pre: str, expected: list[str]) -> None:
+    """Llama 3 takes a word of the vocabulary that no merge leads to; others never reach it."""
+    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "ab", "zebra"]
+    flags = {"tokenizer.ggml.add_bos_token": False}
+    write_gguf(tmp_path / "m.gguf", small("llama"), tokens=tokens, pre=pre, extra=flags)
+    stored = import_model(tmp_path / "m.gguf", store=store)
+    assert Tokenizer.from_str(stored.read_file("tokenizer").decode()).encode("zebra").tokens == expected
+
+
 def test_end_tokens(tmp_path: Path, store: ModelStore) -> None:
     """End of text, turn and message all end a generation, each once."""
     ends = {"tokenizer.ggml.eot_token_id": 5, "tokenizer.ggml.eom_token_id": 2}

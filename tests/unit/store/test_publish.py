@@ -45,6 +45,32 @@ def test_two_imports_of_a_name_take_turns(folder: Path, store: ModelStore) -> No
     assert sorted(p.name for p in store.root.iterdir()) == ["tiny"]
 
 
+def test_who_waited_holds_the_lock_that_has_the_name(tmp_path: Path) -> None:
+    """The holder removes the lock file when it is done: who waited for it takes a new one, which keeps others out."""
+    waiting, holding, done = threading.Event(), threading.Event(), threading.Event()
+
+    def second() -> None:
+        with publish.locked(tmp_path, "m", waiting.set):
+            holding.set()
+            assert done.wait(30)
+
+    thread = threading.Thread(target=second)
+    with publish.locked(tmp_path, "m"):
+        thread.start()
+        assert waiting.wait(30)
+    assert holding.wait(30)
+    told: list[str] = []
+
+    def tell() -> None:
+        told.append("waits")
+        done.set()
+
+    with publish.locked(tmp_path, "m", tell):
+        assert told == ["waits"]
+    thread.join(30)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_other_names_do_not_wait(folder: Path, store: ModelStore) -> None:
     """An import inside another's, under another name, neither blocks nor removes what the other writes."""
     done: list[str] = []

@@ -31,7 +31,8 @@ class TestFinite:
 
     def test_accepted(self, dtype: str) -> None:
         """The largest, the smallest, subnormals and both zeros."""
-        info = ml_dtypes.finfo(NUMPY_DTYPES[dtype])
+        finfo: Any = ml_dtypes.finfo
+        info = finfo(NUMPY_DTYPES[dtype])
         values = [info.max, info.min, info.tiny, info.smallest_subnormal, 0.0, -0.0]
         check_finite("f", "x", dtype, np.array(values, NUMPY_DTYPES[dtype]))
 
