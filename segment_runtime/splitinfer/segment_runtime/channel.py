@@ -8,7 +8,6 @@ LinkError                 the next hop cannot be reached or refused the stream
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 
 import grpc
@@ -59,6 +58,7 @@ class LinkError(Exception):
     """The next hop cannot be reached, or refused the stream."""
 
 
+Call = grpc.aio.StreamStreamCall[pb.Frame, pb.Signal]
 StreamContext = grpc.aio.ServicerContext[pb.Frame, pb.Signal]
 
 
@@ -66,6 +66,12 @@ async def read_frame(context: StreamContext) -> pb.Frame | None:
     """The next frame of an incoming stream, or None when the sender has ended it."""
     message: object = await context.read()  # the stubs do not know grpc.aio.EOF
     return message if isinstance(message, pb.Frame) else None
+
+
+def being_cancelled() -> bool:
+    """Whether a CancelledError is meant for the running task, and not only the end of a gRPC call in it."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def describe(error: grpc.aio.AioRpcError) -> str:
@@ -99,38 +105,46 @@ class FrameLink:
         self._on_error = on_error
         self._on_lost = on_lost
         self._channel = open_channel(address)
-        self._call: grpc.aio.StreamStreamCall[pb.Frame, pb.Signal] | None = None
+        self._call: Call | None = None
         self._reader: asyncio.Task[None] | None = None
         self._closed = False
-        self._lost = False
+        self._lost: str | None = None
+
+    @property
+    def lost(self) -> str | None:
+        """Why the stream ended without `close`, or None."""
+        return self._lost
 
     async def open(self, timeout_seconds: float) -> None:
         """Connect and wait until the receiver says that it serves this epoch and hop.
 
         Raises:
-            LinkError: unreachable, refused, or no answer in time.
+            LinkError: unreachable, refused, or no answer in time; the connection is closed again.
         """
-        call = rpc.ActivationsStub(self._channel).Stream(
-            metadata=((EPOCH_KEY, str(self.epoch)), (HOP_KEY, str(self.hop)))
-        )
+        key = ((EPOCH_KEY, str(self.epoch)), (HOP_KEY, str(self.hop)))
+        # The stub wants a request iterator; without one the call is read from and written to.
+        call = rpc.ActivationsStub(self._channel).Stream(metadata=key)  # type: ignore[call-arg]
         try:
             async with asyncio.timeout(timeout_seconds):
                 first = await call.read()
+                if not isinstance(first, pb.Signal):
+                    raise LinkError(f"{self}: {await _end_of(call)}")
         except TimeoutError:
-            call.cancel()
             await self.close()
-            raise LinkError(f"hop {self.hop} at {self.address}: no answer in {timeout_seconds:g} s") from None
+            raise LinkError(f"{self}: no answer in {timeout_seconds:g} s") from None
         except grpc.aio.AioRpcError as error:
             await self.close()
-            raise LinkError(f"hop {self.hop} at {self.address}: {describe(error)}") from error
-        if not isinstance(first, pb.Signal) or first.WhichOneof("kind") != "opened":
-            reason = await _end_of(call)
+            raise LinkError(f"{self}: {describe(error)}") from error
+        except BaseException:
             await self.close()
-            raise LinkError(f"hop {self.hop} at {self.address}: {reason}")
+            raise
+        if first.WhichOneof("kind") != "opened":
+            await self.close()
+            raise LinkError(f"{self}: the receiver does not open the stream with its word for it")
         self._call = call
         self._reader = asyncio.create_task(self._read(call), name=f"signals-{self.epoch}-{self.hop}")
 
-    async def _read(self, call: grpc.aio.StreamStreamCall[pb.Frame, pb.Signal]) -> None:
+    async def _read(self, call: Call) -> None:
         reason = "the receiver ended the stream"
         try:
             while isinstance(signal := await call.read(), pb.Signal):
@@ -139,23 +153,34 @@ class FrameLink:
             reason = await _end_of(call)
         except grpc.aio.AioRpcError as error:
             reason = describe(error)
+        except asyncio.CancelledError:
+            # Of this task by `close`; or of the call, by a write that was cancelled half-way.
+            if being_cancelled():
+                raise
+            reason = "the stream was cancelled"
         self._report_lost(reason)
 
     def _report_lost(self, reason: str) -> None:
-        if not self._closed and not self._lost:
-            self._lost = True
-            self._on_lost(f"hop {self.hop} at {self.address}: {reason}")
+        if not self._closed and self._lost is None:
+            self._lost = f"{self}: {reason}"
+            self._on_lost(self._lost)
 
     async def send(self, frame: pb.Frame) -> None:
-        """Push one frame. Raises LinkError when the stream is gone."""
-        if self._call is None or self._closed or self._lost:
-            raise LinkError(f"hop {self.hop} at {self.address}: the stream is closed")
+        """Push one frame. Raises LinkError when the stream is gone, or goes while this waits."""
+        if self._call is None or self._closed or self._lost is not None:
+            raise LinkError(f"{self}: the stream is closed")
         try:
             await self._call.write(frame)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
             reason = describe(error) if isinstance(error, grpc.aio.AioRpcError) else str(error)
             self._report_lost(reason)
-            raise LinkError(f"hop {self.hop} at {self.address}: {reason}") from error
+            raise LinkError(f"{self}: {reason}") from error
+        except asyncio.CancelledError:
+            # gRPC lets a write that waits for room end like this when `close` cancels the call. To let it
+            # through would end the sender's task without a word.
+            if being_cancelled():
+                raise
+            raise LinkError(f"{self}: the stream was closed") from None
 
     async def close(self) -> None:
         """End the stream and the connection. Repeating it is harmless."""
@@ -164,11 +189,13 @@ class FrameLink:
             self._call.cancel()
         if self._reader is not None and self._reader is not asyncio.current_task():
             self._reader.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._reader
+            await asyncio.wait({self._reader})
         await self._channel.close(None)
 
+    def __str__(self) -> str:
+        return f"hop {self.hop} at {self.address}"
 
-async def _end_of(call: grpc.aio.StreamStreamCall[pb.Frame, pb.Signal]) -> str:
+
+async def _end_of(call: Call) -> str:
     code = await call.code()
     return f"{code.name}: {await call.details()}"

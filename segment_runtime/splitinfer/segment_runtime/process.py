@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -39,11 +40,13 @@ def announce(**fields: object) -> None:
 
 
 def parse_address(text: str, field: str) -> tuple[str, int]:
-    """``host:port`` -> (host, port). Raises ValueError that names the field."""
+    """``host:port`` -> (host, port); an IPv6 host keeps its brackets. Raises ValueError that names the field."""
     host, separator, port = text.rpartition(":")
     if not separator or not port.isdigit() or int(port) > 65535:
         raise ValueError(f"{field}: {text!r} is not host:port (port 0 takes a free one)")
-    return host.strip("[]") or "0.0.0.0", int(port)
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        raise ValueError(f"{field}: {text!r}: an IPv6 address stands in brackets, as in [::1]:{port}")
+    return host or "0.0.0.0", int(port)
 
 
 def stop_on_signals(stop: asyncio.Event) -> None:
@@ -62,8 +65,9 @@ def stop_with_parent(on_gone: Callable[[], None]) -> None:
     loop = asyncio.get_running_loop()
 
     def watch() -> None:
-        while os.read(0, 4096):
-            pass
+        with contextlib.suppress(OSError):  # closed from the start: there is no parent
+            while os.read(0, 4096):
+                pass
         timer = threading.Timer(PARENT_EXIT_SECONDS, os._exit, args=(1,))
         timer.daemon = True
         timer.start()

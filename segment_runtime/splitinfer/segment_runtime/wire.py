@@ -30,6 +30,10 @@ DTYPE_NAMES: dict[int, str] = {int(code): name for name, (code, _) in DTYPES.ite
 MAX_FRAME_ROWS = 8192
 """More rows than any scheduler sends; bounds what a receiver allocates for a frame."""
 
+MAX_STEP_GAP = 1 << 20
+"""Steps of an epoch grow, with gaps where a step failed on the way; a jump past this is a damaged number, and to
+believe it would make every later frame late."""
+
 
 class FrameError(Exception):
     """A frame that was refused before it was computed.
@@ -81,7 +85,7 @@ def _refuse(field: str, message: str, code: pb.ErrorCode.ValueType = pb.BAD_FRAM
 
 
 def check_envelope(frame: pb.Frame, expected: Expectation) -> None:
-    """Epoch, hop, dtype, dims and byte count. Raises FrameError."""
+    """Epoch, hop, dtype, dims, byte count, and one timing of each hop behind. Raises FrameError."""
     if frame.epoch != expected.epoch:
         raise _refuse("epoch", f"{frame.epoch}, this stream serves epoch {expected.epoch}", pb.WRONG_EPOCH)
     if frame.hop != expected.hop:
@@ -99,12 +103,20 @@ def check_envelope(frame: pb.Frame, expected: Expectation) -> None:
         raise _refuse("dims", f"hidden size {hidden}, the model has {expected.hidden_size}")
     if rows > MAX_FRAME_ROWS:
         raise _refuse("dims", f"{rows} rows, at most {MAX_FRAME_ROWS}")
-    if len(frame.data) != rows * hidden * dtype.itemsize:
-        raise _refuse("data", f"{len(frame.data)} bytes, dims and dtype say {rows * hidden * dtype.itemsize}")
+    size = rows * hidden * dtype.itemsize
+    if len(frame.data) != size:
+        raise _refuse("data", f"{len(frame.data)} bytes, dims and dtype say {size}")
+    behind = [timing.hop for timing in frame.timings[: expected.hop + 1]]
+    if behind != list(range(expected.hop)):
+        raise _refuse("timings", f"of hops {behind}, expected one of each of the {expected.hop} hops behind")
 
 
 def check_frame(
-    frame: pb.Frame, expected: Expectation, session: Callable[[int], OpenSession | None], reserved_tokens: int
+    frame: pb.Frame,
+    expected: Expectation,
+    session: Callable[[int], OpenSession | None],
+    reserved_tokens: int,
+    last_step: int = 0,
 ) -> tuple[CheckedSlice, ...]:
     """Check every field of a frame against the plan and the sessions that are open.
 
@@ -114,6 +126,7 @@ def check_frame(
         session: looks up an open session; None where it is not open. Sessions that the frame releases
             count as closed.
         reserved_tokens: KV tokens reserved now, without the sessions that the frame releases.
+        last_step: of the newest frame that was taken.
 
     Returns:
         One checked slice per session, in the frame's order.
@@ -122,7 +135,11 @@ def check_frame(
         FrameError: the first field that is wrong; nothing was changed.
     """
     check_envelope(frame, expected)
+    if not last_step < frame.step <= last_step + MAX_STEP_GAP:
+        raise _refuse("step", f"{frame.step}, out of order: the newest is {last_step}")
     released = set(frame.released)
+    if 0 in released:
+        raise _refuse("released", "0 is not a session")
     if len(released) != len(frame.released):
         raise _refuse("released", "a session is named twice")
     checked: list[CheckedSlice] = []
@@ -194,7 +211,8 @@ def array_of(frame: pb.Frame) -> NDArray[Any]:
 def put_array(frame: pb.Frame, array: NDArray[Any], dtype: str) -> None:
     """Write ``[rows, hidden]`` into a frame."""
     code, expected = DTYPES[dtype]
-    assert array.ndim == 2 and array.dtype == expected, (array.shape, array.dtype, dtype)
+    assert array.ndim == 2, array.shape
+    assert array.dtype == expected, (array.dtype, dtype)
     frame.dtype = code
     del frame.dims[:]
     frame.dims.extend(array.shape)

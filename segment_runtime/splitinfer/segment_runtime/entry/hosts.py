@@ -7,11 +7,13 @@ HostError                 a host that cannot be reached or refuses; carries the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
 
 import grpc
 
-from splitinfer.segment_runtime.channel import describe, open_channel
+from splitinfer.segment_runtime.channel import being_cancelled, describe, open_channel
 from splitinfer.segment_runtime.proto import runtime_pb2 as pb
 from splitinfer.segment_runtime.proto import runtime_pb2_grpc as rpc
 
@@ -48,12 +50,24 @@ class HostClient:
         message = str(error.details()) if answered else f"{self.address}: {describe(error)}"
         return HostError(self.node, message, answered=answered)
 
-    async def describe(self, timeout_seconds: float) -> pb.HostState:
-        """What the host is and holds. Raises HostError."""
+    @contextlib.asynccontextmanager
+    async def _asking(self) -> AsyncIterator[None]:
+        """Whatever goes wrong with a call is a HostError, also that `close` came in between."""
         try:
-            return await self._stub.Describe(pb.DescribeRequest(), timeout=timeout_seconds)
+            yield
         except grpc.aio.AioRpcError as error:
             raise self._error(error) from error
+        except grpc.aio.UsageError as error:
+            raise HostError(self.node, f"{self.address}: {error}", answered=False) from error
+        except asyncio.CancelledError:
+            if being_cancelled():
+                raise
+            raise HostError(self.node, f"{self.address}: the connection was closed", answered=False) from None
+
+    async def describe(self, timeout_seconds: float) -> pb.HostState:
+        """What the host is and holds. Raises HostError."""
+        async with self._asking():
+            return await self._stub.Describe(pb.DescribeRequest(), timeout=timeout_seconds)
 
     async def prepare(self, request: pb.PrepareRequest, progress: Callable[[int, int], None]) -> None:
         """Have the host load what ``request`` names; ``progress(loaded, total)`` in bytes. Raises HostError.
@@ -62,29 +76,23 @@ class HostClient:
         connection, one that hangs fails its keepalive.
         """
         ready = False
-        try:
+        async with self._asking():
             async for update in self._stub.Prepare(request):
                 progress(update.loaded_bytes, update.total_bytes)
                 ready = update.ready
-        except grpc.aio.AioRpcError as error:
-            raise self._error(error) from error
         if not ready:
             raise HostError(self.node, "prepare ended before it was ready", answered=False)
 
     async def commit(self, epoch: int, timeout_seconds: float) -> tuple[int, ...]:
         """Switch the host to ``epoch``; gives the epochs that it still holds. Raises HostError."""
-        try:
+        async with self._asking():
             reply = await self._stub.Commit(pb.EpochRequest(epoch=epoch), timeout=timeout_seconds)
-        except grpc.aio.AioRpcError as error:
-            raise self._error(error) from error
         return tuple(reply.epochs)
 
     async def release(self, epoch: int, timeout_seconds: float) -> None:
         """Have the host drop ``epoch``. Raises HostError."""
-        try:
+        async with self._asking():
             await self._stub.Release(pb.EpochRequest(epoch=epoch), timeout=timeout_seconds)
-        except grpc.aio.AioRpcError as error:
-            raise self._error(error) from error
 
     async def close(self) -> None:
         """Close the connection."""

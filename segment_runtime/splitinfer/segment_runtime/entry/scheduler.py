@@ -4,6 +4,9 @@ A session is a list of tokens and a position: how many of them are in the KV cac
 left is fed in chunks; when the last token has been fed, its logits give the next one. So prefill, decode and the
 replay after a change of plan are one case: a replay is a session whose position went back to 0.
 
+A step that failed sends all its sessions back to 0 and each of them alone through its next steps, until it has
+caught up: what one session breaks then fails that session, not those that happened to share its batch.
+
 Errors
 ------
 QueueFull                 no place in the waiting queue
@@ -58,6 +61,8 @@ class Session:
     """The step that it is in now; 0: in none."""
     opened: bool = False
     """Whether the hosts may hold KV of it."""
+    alone: bool = False
+    """It was in a step that failed: until it has caught up it shares no step."""
 
     @property
     def pending(self) -> int:
@@ -153,7 +158,7 @@ class Scheduler:
         gone = self.running.pop(session, None)
         if gone is not None:
             if gone.opened:
-                self._released.append(gone.id)
+                self._release(gone.id)
             self._admit()
 
     def next_batch(self) -> MicroBatch | None:
@@ -161,24 +166,16 @@ class Scheduler:
         if len(self.in_flight) >= self.limits.max_in_flight:
             return None
         ready = [session for session in self.running.values() if not session.step and session.pending]
-        decoding = [session for session in ready if session.decoding]
-        prefill = [session for session in ready if not session.decoding]
         if not ready:
             return None
         decoders = sum(session.decoding for session in self.running.values())
-        target = min(self.limits.max_sessions, self._share(decoders))
-        if decoding and not prefill and len(decoding) < target and self.in_flight:
-            # The rest of this group is still on its way: going now would split it for good.
-            return None
-        chosen = decoding[:target]
-        slices = [self._slice(session, 1) for session in chosen]
         budget = self.limits.mixed_prefill_chunk if decoders else self.limits.prefill_chunk
-        for session in prefill:
-            if budget <= 0 or len(slices) >= self.limits.max_sessions:
-                break
-            piece = self._slice(session, budget)
-            budget -= piece.count
-            slices.append(piece)
+        if ready[0].alone:
+            slices = [self._slice(ready[0], budget)]
+        else:
+            slices = self._group([session for session in ready if not session.alone], decoders, budget)
+        if not slices:
+            return None
         self._steps += 1
         batch = MicroBatch(self._steps, tuple(slices), self.take_released())
         for piece in slices:
@@ -189,6 +186,27 @@ class Scheduler:
             self.running.move_to_end(piece.session)
         self.in_flight[batch.step] = batch
         return batch
+
+    def _group(self, ready: Sequence[Session], decoders: int, budget: int) -> list[Slice]:
+        """Decoding sessions first, then chunks of prompts. Empty: wait for what is in flight."""
+        decoding = [session for session in ready if session.decoding]
+        prefill = [session for session in ready if not session.decoding]
+        target = min(self.limits.max_sessions, self._share(decoders))
+        if not prefill and len(decoding) < target and self.in_flight:
+            # The rest of this group is still on its way: going now would split it for good.
+            return []
+        if prefill and target == self.limits.max_sessions:
+            # One place is the prompts': a full house of decoders must not keep them out until one ends. Where
+            # there is only one place, it goes to who waited longest.
+            target = target - 1 if target > 1 else int(ready[0].decoding)
+        slices = [self._slice(session, 1) for session in decoding[:target]]
+        for session in prefill:
+            if budget <= 0 or len(slices) >= self.limits.max_sessions:
+                break
+            piece = self._slice(session, budget)
+            budget -= piece.count
+            slices.append(piece)
+        return slices
 
     def _share(self, decoders: int) -> int:
         groups = max(1, min(self.limits.max_in_flight, decoders // max(1, self.limits.min_sessions)))
@@ -207,6 +225,10 @@ class Scheduler:
             keep=1 if last else 0,
             capacity=session.capacity,
         )
+
+    def _release(self, session: int) -> None:
+        if session not in self._released:
+            self._released.append(session)
 
     def take_released(self) -> tuple[int, ...]:
         """Sessions whose KV the hosts must free; each is given once."""
@@ -232,6 +254,7 @@ class Scheduler:
             if session is not None and session.step == step:
                 session.step = 0
                 session.position = piece.position + piece.count
+                session.alone = session.alone and bool(session.pending)
                 done.append(piece)
         return tuple(done)
 
@@ -240,10 +263,18 @@ class Scheduler:
         self.running[session].tokens.append(token)
 
     def rewind(self, step: int) -> Sequence[int]:
-        """A step failed: its sessions begin anew (released on the hosts, position 0). Gives those that still run."""
+        """A step failed: its sessions begin anew (released on the hosts, position 0). Gives those that still run.
+
+        What its frame was to release is released again, as a host that refused the frame did not do it; hosts pass
+        over what is not open. But not a session that a later step has opened anew: that would take its new KV.
+        """
         batch = self.in_flight.pop(step, None)
         if batch is None:
             return ()
+        for gone in batch.released:
+            session = self.running.get(gone)
+            if session is None or not session.opened:
+                self._release(gone)
         again = []
         for piece in batch.slices:
             session = self.running.get(piece.session)
@@ -251,24 +282,26 @@ class Scheduler:
                 session.step = 0
                 session.position = 0
                 session.opened = False
-                self._released.append(session.id)
+                session.alone = True
+                self._release(session.id)
                 again.append(session.id)
         return again
 
     def reset(self, limits: Limits) -> None:
         """A new epoch: nothing is in flight, no host holds KV, every running session is replayed.
 
-        Sessions that the new budget has no room for wait again, ahead of those that never ran.
+        Sessions that the new budget has no room for wait again, ahead of those that never ran. Steps count anew.
         """
         self.limits = limits
         self.in_flight.clear()
         self._released.clear()
+        self._steps = 0
         reserved = 0
         back: list[Session] = []
         # The oldest keep their place: ids grow with admission, while the order of `running` rotates.
         for session in sorted(self.running.values(), key=lambda s: s.id):
             session.position = session.step = 0
-            session.opened = False
+            session.opened = session.alone = False
             reserved += session.capacity
             if reserved > limits.kv_budget_tokens:
                 back.append(session)

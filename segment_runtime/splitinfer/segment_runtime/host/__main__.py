@@ -38,7 +38,6 @@ from splitinfer.segment_runtime.store.reader import ModelStore
 log = structlog.get_logger()
 
 SERVICES = ("splitinfer.v1.Activations", "splitinfer.v1.HostControl")
-DRAIN_POLL_SECONDS = 0.1
 
 
 def parser() -> argparse.ArgumentParser:
@@ -91,7 +90,12 @@ async def serve(args: argparse.Namespace) -> int:
         bound = 0
     if not bound:
         raise ValueError(f"--listen: {args.listen} cannot be bound; choose a free port, or 0")
-    metrics, _thread = start_http_server(args.metrics_port, addr=host, registry=registry)
+    try:
+        metrics, _thread = start_http_server(args.metrics_port, addr=host.strip("[]"), registry=registry)
+    except OSError as error:
+        raise ValueError(
+            f"--metrics-port: {args.metrics_port} cannot be bound ({error.strerror}); choose a free port, or 0"
+        ) from error
     stop, orphaned = asyncio.Event(), asyncio.Event()
     stop_on_signals(stop)
     if args.exit_with_parent:
@@ -108,8 +112,8 @@ async def serve(args: argparse.Namespace) -> int:
     log.info("listening", node=args.node, engine=engine.name, device=engine.device, threads=engine.threads)
     await stop.wait()
     await checks.enter_graceful_shutdown()
-    if not orphaned.is_set():
-        await drain(ranges, streams, args.grace_seconds)
+    await drain(streams, args.grace_seconds, orphaned)
+    ranges.abandon()
     await server.stop(grace=0.5)
     metrics.shutdown()
     compute.shutdown(wait=False, cancel_futures=True)
@@ -118,15 +122,15 @@ async def serve(args: argparse.Namespace) -> int:
     return 0
 
 
-async def drain(ranges: HostRanges, streams: HopStreams, grace_seconds: float) -> None:
-    """Say that this host leaves, and serve on until the entry has moved away or the grace is over."""
+async def drain(streams: HopStreams, grace_seconds: float, orphaned: asyncio.Event) -> None:
+    """Say that this host leaves; serve on until the entry has moved away, the grace is over or the parent gone."""
     streams.announce_draining()
     log.info("draining", streams=streams.open_streams, grace_seconds=grace_seconds)
-    try:
-        async with asyncio.timeout(grace_seconds):
-            while streams.open_streams and ranges.epochs:
-                await asyncio.sleep(DRAIN_POLL_SECONDS)
-    except TimeoutError:
+    over = [asyncio.create_task(streams.until_idle()), asyncio.create_task(orphaned.wait())]
+    done, pending = await asyncio.wait(over, timeout=grace_seconds, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+    if not done:
         log.warning("grace is over", streams=streams.open_streams)
 
 

@@ -46,10 +46,6 @@ class HostMetrics:
         sessions = Gauge(
             "splitinfer_host_sessions", "Sessions with a KV cache on this host", registry=registry
         )
-        sessions.set_function(
-            lambda: len(
-                {s for epoch in ranges.epochs for hop in epoch.hops.values() for s in list(hop.capacities)}
-            )
-        )
+        sessions.set_function(lambda: ranges.sessions)
         epoch = Gauge("splitinfer_host_epoch", "Newest committed epoch", registry=registry)
         epoch.set_function(lambda: max((e.epoch for e in ranges.epochs if e.committed), default=0))

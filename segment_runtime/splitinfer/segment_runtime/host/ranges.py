@@ -1,27 +1,29 @@
-"""What a host holds: epochs, the ranges of each, their sessions, and the memory all that takes.
+"""What a host holds: epochs, the ranges of each, and the memory all that takes.
 
-No socket and no clock. Loading runs on a thread of its own, steps run on the compute thread, and both touch
-this state only through the methods here, under one lock where they meet.
+No socket and no clock. Three threads meet here: prepare runs on the loader's, commit and release on the compute
+thread (as the steps do, so that no range goes away under one), and the loop reads. One lock guards the table of
+epochs; what is in a `Hop` belongs to the compute thread, and others only read single values of it.
 
 Errors
 ------
-PrepareError              a prepare that is refused; `field` names what in the request cannot be met
+PrepareError              a request that is refused; `field` names what in it cannot be met
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from splitinfer.segment_runtime.engine.port import Array, Engine, LoadedRange
+from splitinfer.segment_runtime.engine.port import Engine
+from splitinfer.segment_runtime.host.hop import Hop
 from splitinfer.segment_runtime.proto import runtime_pb2 as pb
 from splitinfer.segment_runtime.store.reader import ModelStore, StoredModel
-from splitinfer.segment_runtime.wire import DTYPE_NAMES, DTYPES, CheckedSlice, Expectation, OpenSession
+from splitinfer.segment_runtime.wire import DTYPE_NAMES, DTYPES, Expectation
 
 
 class PrepareError(Exception):
-    """A prepare that is refused, before anything is loaded or after what was loaded is dropped again."""
+    """A request that is refused, before anything is loaded or after what was loaded is dropped again."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"{field}: {message}")
@@ -30,61 +32,18 @@ class PrepareError(Exception):
 
 
 @dataclass(slots=True)
-class Hop:
-    """One range of one epoch, with the sessions that run through it."""
-
-    expected: Expectation
-    loaded: LoadedRange
-    next_address: str
-    last: bool
-    capacities: dict[int, int] = field(default_factory=dict)
-
-    @property
-    def reserved_tokens(self) -> int:
-        """KV tokens reserved by the open sessions."""
-        return sum(self.capacities.values())
-
-    def session(self, session: int) -> OpenSession | None:
-        """Look up an open session."""
-        capacity = self.capacities.get(session)
-        return None if capacity is None else OpenSession(self.loaded.length(session), capacity)
-
-    def reserved_without(self, released: Iterable[int]) -> int:
-        """Reserved tokens once ``released`` are closed."""
-        return self.reserved_tokens - sum(self.capacities.get(s, 0) for s in set(released))
-
-    def release(self, sessions: Iterable[int]) -> None:
-        """Free the KV of sessions; those that are not open are passed over (a release may come twice)."""
-        for session in sessions:
-            if self.capacities.pop(session, None) is not None:
-                self.loaded.close(session)
-
-    def run(self, slices: tuple[CheckedSlice, ...], hidden: Array) -> Array:
-        """Open what begins, then one step of the engine: ``[rows, hidden]`` in and out."""
-        opened: list[int] = []
-        try:
-            for piece in slices:
-                if piece.opens:
-                    self.loaded.open(piece.rows.session, piece.capacity)
-                    self.capacities[piece.rows.session] = piece.capacity
-                    opened.append(piece.rows.session)
-            return self.loaded.step(hidden, [piece.rows for piece in slices])
-        except Exception:
-            self.release(opened)
-            raise
-
-    def close(self) -> None:
-        """Free every session."""
-        self.release(list(self.capacities))
-
-
-@dataclass(slots=True)
 class HostEpoch:
-    """The hops of one plan that are on this host."""
+    """The hops of one plan that are on this host.
+
+    Attributes:
+        blocks: weight bytes of each block that it holds, by what makes two blocks the same in memory.
+        budget_bytes: KV that the plan may fill.
+    """
 
     epoch: int
     digest: str
     hops: dict[int, Hop]
+    blocks: dict[tuple[str, str, int], int]
     budget_bytes: int
     committed: bool = False
 
@@ -99,6 +58,7 @@ class HostRanges:
         self._store = store
         self._lock = threading.Lock()
         self._epochs: dict[int, HostEpoch] = {}
+        self._loading: set[int] = set()
         self._fence = 0
         self._models: dict[str, StoredModel] = {}
 
@@ -119,66 +79,98 @@ class HostRanges:
             found = self._epochs.get(epoch)
         return None if found is None else found.hops.get(hop)
 
+    # --- prepare --------------------------------------------------------------------------------
+
     def prepare(self, request: pb.PrepareRequest, progress: Callable[[int, int], None]) -> HostEpoch:
         """Load the ranges of an epoch beside those that serve. Repeating it is harmless.
 
         Raises:
-            PrepareError: the request does not fit this host; nothing of it stays loaded.
+            PrepareError: the request does not fit this host, or was given up; nothing of it stays loaded.
             StoreError, EngineError: from the store and the engine.
         """
+        epoch = request.epoch
         with self._lock:
-            known = self._epochs.get(request.epoch)
+            known = self._epochs.get(epoch)
             if known is not None and known.digest == request.plan_digest:
                 return known
             if known is not None:
                 raise PrepareError(
-                    "epoch", f"{request.epoch} is prepared already, for another plan; use a newer epoch"
+                    "epoch", f"{epoch} is prepared already, for another plan; use a newer epoch"
                 )
-            if request.epoch <= self._fence:
+            if epoch <= self._fence:
                 raise PrepareError(
-                    "epoch", f"{request.epoch} is fenced off: epoch {self._fence} was seen; use a newer one"
+                    "epoch", f"{epoch} is fenced off: epoch {self._fence} was seen; use a newer one"
                 )
-            self._fence = request.epoch
-        model = self._open_model(request)
-        dtype = self._check(request, model)
-        itemsize = DTYPES[dtype][1].itemsize
+            self._fence = epoch
+            self._loading.add(epoch)
         hops: dict[int, Hop] = {}
-        loaded_bytes = 0
-        total = sum(
-            model.index.block_weight_bytes(b, itemsize)
-            for spec in request.ranges
-            for b in range(spec.start, spec.stop)
-        )
         try:
-            for spec in request.ranges:
-
-                def note(done: int, before: int = loaded_bytes) -> None:
-                    progress(before + done, total)
-
-                loaded = self.engine.load_range(model, spec.start, spec.stop, dtype, note)
-                hops[spec.hop] = Hop(
-                    expected=Expectation(
-                        epoch=request.epoch,
-                        hop=spec.hop,
-                        dtype=dtype,
-                        hidden_size=model.index.hidden_size,
-                        kv_budget_tokens=request.kv_budget_tokens,
-                        max_context_tokens=request.max_context_tokens,
-                    ),
-                    loaded=loaded,
-                    next_address=spec.next,
-                    last=spec.hop == request.hops - 1,
-                )
-                loaded_bytes += loaded.weight_bytes
+            model = self._open_model(request)
+            dtype = self._check(request, model)
+            self._load(request, model, dtype, hops, progress)
+            budget = sum(hop.loaded.kv_bytes_per_token for hop in hops.values()) * request.kv_budget_tokens
+            prepared = HostEpoch(epoch, request.plan_digest, hops, _blocks(request, model, dtype), budget)
+            with self._lock:
+                self._check_wanted(epoch)
+                self._epochs[epoch] = prepared
         except BaseException:
             for hop in hops.values():
                 hop.loaded.drop()
             raise
-        budget = sum(hop.loaded.kv_bytes_per_token for hop in hops.values()) * request.kv_budget_tokens
-        prepared = HostEpoch(request.epoch, request.plan_digest, hops, budget)
-        with self._lock:
-            self._epochs[request.epoch] = prepared
+        finally:
+            with self._lock:
+                self._loading.discard(epoch)
         return prepared
+
+    def _load(
+        self,
+        request: pb.PrepareRequest,
+        model: StoredModel,
+        dtype: str,
+        hops: dict[int, Hop],
+        progress: Callable[[int, int], None],
+    ) -> None:
+        itemsize = DTYPES[dtype][1].itemsize
+        total = sum(
+            model.index.block_weight_bytes(b, itemsize)
+            for r in request.ranges
+            for b in range(r.start, r.stop)
+        )
+        loaded_bytes = 0
+        progress(0, total)
+        for spec in request.ranges:
+
+            def note(done: int, before: int = loaded_bytes) -> None:
+                self._check_wanted(request.epoch)
+                progress(before + done, total)
+
+            loaded = self.engine.load_range(model, spec.start, spec.stop, dtype, note)
+            hops[spec.hop] = Hop(
+                expected=Expectation(
+                    epoch=request.epoch,
+                    hop=spec.hop,
+                    dtype=dtype,
+                    hidden_size=model.index.hidden_size,
+                    kv_budget_tokens=request.kv_budget_tokens,
+                    max_context_tokens=request.max_context_tokens,
+                ),
+                loaded=loaded,
+                next_address=spec.next,
+                last=spec.hop == request.hops - 1,
+            )
+            loaded_bytes += loaded.weight_bytes
+
+    def _check_wanted(self, epoch: int) -> None:
+        if epoch not in self._loading:
+            raise PrepareError("epoch", f"{epoch} was given up while it was loading")
+
+    def abandon(self, epoch: int | None = None) -> None:
+        """Nobody waits for this load (or for any) any more: it stops at the next block and is dropped."""
+        with self._lock:
+            if epoch is None:
+                self._loading.clear()
+            else:
+                self._loading.discard(epoch)
 
     def _open_model(self, request: pb.PrepareRequest) -> StoredModel:
         model = self._models.get(request.model_digest)
@@ -200,11 +192,17 @@ class HostRanges:
             raise PrepareError("dtype", f"{request.dtype} is not a dtype")
         if not request.ranges:
             raise PrepareError("ranges", "a host of the plan has at least one range")
-        index = model.index
+        if not 0 < request.max_context_tokens <= request.kv_budget_tokens:
+            raise PrepareError(
+                "max_context_tokens",
+                f"{request.max_context_tokens} must be at least 1 and at most kv_budget_tokens, "
+                f"{request.kv_budget_tokens}",
+            )
+        blocks = model.index.blocks
         for i, spec in enumerate(request.ranges):
-            if not 0 <= spec.start < spec.stop <= index.blocks:
+            if not spec.start < spec.stop <= blocks:
                 raise PrepareError(
-                    f"ranges[{i}]", f"[{spec.start}:{spec.stop}) is not within the {index.blocks} blocks"
+                    f"ranges[{i}]", f"[{spec.start}:{spec.stop}) is not within the {blocks} blocks"
                 )
             if spec.hop >= request.hops:
                 raise PrepareError(f"ranges[{i}].hop", f"{spec.hop}, the plan has {request.hops} hops")
@@ -212,61 +210,78 @@ class HostRanges:
                 raise PrepareError(f"ranges[{i}].next", "the address of the next hop is missing")
         if len({spec.hop for spec in request.ranges}) != len(request.ranges):
             raise PrepareError("ranges", "a hop stands twice")
-        blocks = {b for spec in request.ranges for b in range(spec.start, spec.stop)}
-        with self._lock:
-            held = {
-                b
-                for epoch in self._epochs.values()
-                for hop in epoch.hops.values()
-                for b in range(hop.loaded.start, hop.loaded.stop)
-            }
-            kv_now = max((epoch.budget_bytes for epoch in self._epochs.values()), default=0)
         if self.memory_limit_bytes:
-            itemsize = DTYPES[dtype][1].itemsize
-            weights = sum(index.block_weight_bytes(b, itemsize) for b in blocks | held)
-            rows = sum(spec.stop - spec.start for spec in request.ranges)
-            per_token = index.kv_bytes_per_token(itemsize)
-            # The KV of the running epoch is freed before the next one fills its own, so the larger counts.
-            kv = max(kv_now, rows * per_token * request.kv_budget_tokens)
-            if weights + kv > self.memory_limit_bytes:
-                raise PrepareError(
-                    "ranges",
-                    f"{self.node} would need {weights + kv} bytes ({weights} of weights for {len(blocks | held)} blocks, "
-                    f"{kv} of KV), its limit is {self.memory_limit_bytes}; give it fewer blocks, or lower "
-                    "kv_budget_tokens",
-                )
+            self._check_memory(request, model, dtype)
         return dtype
 
+    def _check_memory(self, request: pb.PrepareRequest, model: StoredModel, dtype: str) -> None:
+        """The union of the weights of all epochs, and the KV of the larger: the older is freed at commit."""
+        needed = _blocks(request, model, dtype)
+        with self._lock:
+            kv_now = max((epoch.budget_bytes for epoch in self._epochs.values()), default=0)
+            for epoch in self._epochs.values():
+                needed |= epoch.blocks
+        per_token = model.index.kv_bytes_per_token(DTYPES[dtype][1].itemsize)
+        rows = sum(spec.stop - spec.start for spec in request.ranges)
+        kv = max(kv_now, rows * per_token * request.kv_budget_tokens)
+        weights = sum(needed.values())
+        if weights + kv > self.memory_limit_bytes:
+            raise PrepareError(
+                "ranges",
+                f"{self.node} would need {weights + kv} bytes ({weights} of weights for {len(needed)} blocks, {kv} "
+                f"of KV), its limit is {self.memory_limit_bytes}; give it fewer blocks, or lower kv_budget_tokens",
+            )
+
+    # --- commit and release -----------------------------------------------------------------------
+
     def commit(self, epoch: int) -> HostEpoch:
-        """The entry switches to ``epoch``: sessions of older epochs are freed.
+        """The entry switches to ``epoch``: older epochs lose their sessions and take no frame any more.
 
         Raises:
-            PrepareError: the epoch was not prepared here.
+            PrepareError: the epoch was not prepared here, or a newer one was committed.
         """
         with self._lock:
             found = self._epochs.get(epoch)
             if found is None:
                 raise PrepareError("epoch", f"{epoch} was not prepared on {self.node}")
+            newest = max((e.epoch for e in self._epochs.values() if e.committed), default=0)
+            if epoch < newest:
+                raise PrepareError("epoch", f"{epoch} is fenced off: epoch {newest} serves")
             found.committed = True
             older = [e for e in self._epochs.values() if e.epoch < epoch]
         for past in older:
             for hop in past.hops.values():
+                hop.fenced = f"epoch {epoch} serves"
                 hop.close()
         return found
 
     def release(self, epoch: int) -> None:
-        """Drop every range of exactly this epoch; one that is not here is no error (a release may come twice)."""
+        """Drop every range of exactly this epoch; one that is not here is no error (a release may come twice).
+
+        One that loads is given up, and one that was not even asked for yet is fenced off.
+        """
         with self._lock:
             gone = self._epochs.pop(epoch, None)
+            self._loading.discard(epoch)
+            self._fence = max(self._fence, epoch)
         if gone is not None:
             for hop in gone.hops.values():
+                hop.fenced = "it was released"
                 hop.close()
                 hop.loaded.drop()
+
+    # --- what it says -------------------------------------------------------------------------------
 
     @property
     def kv_bytes(self) -> int:
         """KV reserved over all epochs."""
         return sum(hop.loaded.kv_bytes for epoch in self.epochs for hop in epoch.hops.values())
+
+    @property
+    def sessions(self) -> int:
+        """Sessions with KV here; one that runs through several hops counts once."""
+        hops = [hop for epoch in self.epochs for hop in epoch.hops.values()]
+        return len({session for hop in hops for session in list(hop.capacities)})
 
     def states(self) -> list[pb.RangeState]:
         """One line per loaded range."""
@@ -284,3 +299,9 @@ class HostRanges:
             for epoch in self.epochs
             for number, hop in sorted(epoch.hops.items())
         ]
+
+
+def _blocks(request: pb.PrepareRequest, model: StoredModel, dtype: str) -> dict[tuple[str, str, int], int]:
+    itemsize = DTYPES[dtype][1].itemsize
+    wanted = {block for spec in request.ranges for block in range(spec.start, spec.stop)}
+    return {(model.digest, dtype, b): model.index.block_weight_bytes(b, itemsize) for b in sorted(wanted)}

@@ -35,7 +35,9 @@ class ControlService(rpc.HostControlServicer):
         self._compute = compute
         self._loader = loader
 
-    async def Describe(self, _request: pb.DescribeRequest, _context: DescribeContext) -> pb.HostState:
+    async def Describe(  # noqa: N802
+        self, _request: pb.DescribeRequest, _context: DescribeContext
+    ) -> pb.HostState:
         """Engine, memory and ranges."""
         engine = self._ranges.engine
         return pb.HostState(
@@ -51,44 +53,48 @@ class ControlService(rpc.HostControlServicer):
             fence=self._ranges.fence,
         )
 
-    async def Prepare(
+    async def Prepare(  # noqa: N802
         self, request: pb.PrepareRequest, context: PrepareContext
     ) -> AsyncIterator[pb.PrepareProgress]:
-        """Load the ranges of a new epoch, reporting bytes; the last message says ready."""
+        """Load the ranges of a new epoch, reporting bytes; the last message says ready.
+
+        When the caller goes away meanwhile, the load is given up: nobody would ever release it.
+        """
         if self._streams.draining:
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"{self._ranges.node} is shutting down")
         loop = asyncio.get_running_loop()
         progress: asyncio.Queue[pb.PrepareProgress] = asyncio.Queue()
 
         def report(done: int, total: int) -> None:
-            loop.call_soon_threadsafe(
-                progress.put_nowait, pb.PrepareProgress(loaded_bytes=done, total_bytes=total)
-            )
+            update = pb.PrepareProgress(loaded_bytes=done, total_bytes=total)
+            loop.call_soon_threadsafe(progress.put_nowait, update)
 
         load = loop.run_in_executor(self._loader, self._ranges.prepare, request, report)
         load.add_done_callback(lambda _: progress.put_nowait(pb.PrepareProgress(ready=True)))
-        while not (update := await progress.get()).ready:
-            yield update
+        try:
+            while not (update := await progress.get()).ready:
+                yield update
+        finally:
+            if not load.done():
+                log.warning("prepare given up by its caller", epoch=request.epoch)
+                self._ranges.abandon(request.epoch)
+                load.cancel()
         try:
             prepared = await load
-        except PrepareError as error:
-            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-        except (StoreError, EngineError) as error:
+        except (PrepareError, StoreError, EngineError) as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
         except MemoryError as error:
-            await context.abort(
-                grpc.StatusCode.RESOURCE_EXHAUSTED, f"{self._ranges.node}: out of memory: {error}"
-            )
+            reason = f"{self._ranges.node}: out of memory: {error}"
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
+        except Exception as error:
+            log.exception("prepare failed", epoch=request.epoch)
+            await context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}")
         total = sum(hop.loaded.weight_bytes for hop in prepared.hops.values())
-        log.info(
-            "prepared",
-            epoch=request.epoch,
-            bytes=total,
-            ranges=[f"{r.start}:{r.stop}" for r in request.ranges],
-        )
+        ranges = [f"{r.start}:{r.stop}" for r in request.ranges]
+        log.info("prepared", epoch=request.epoch, bytes=total, ranges=ranges)
         yield pb.PrepareProgress(loaded_bytes=total, total_bytes=total, ready=True)
 
-    async def Commit(self, request: pb.EpochRequest, context: EpochContext) -> pb.EpochReply:
+    async def Commit(self, request: pb.EpochRequest, context: EpochContext) -> pb.EpochReply:  # noqa: N802
         """Connect the hops of a prepared epoch to their next hops; older epochs lose their sessions."""
         loop = asyncio.get_running_loop()
         try:
@@ -101,10 +107,12 @@ class ControlService(rpc.HostControlServicer):
         log.info("committed", epoch=request.epoch)
         return self._epochs()
 
-    async def Release(self, request: pb.EpochRequest, _context: EpochContext) -> pb.EpochReply:
+    async def Release(self, request: pb.EpochRequest, _context: EpochContext) -> pb.EpochReply:  # noqa: N802
         """Drop the ranges and sessions of one epoch: after a change the old one, after a failed prepare the new one."""
+        loop = asyncio.get_running_loop()
+        # First the ranges, so that the ends of streams and links that follow are known to be no loss.
+        await loop.run_in_executor(self._compute, self._ranges.release, request.epoch)
         await self._streams.disconnect(request.epoch)
-        await asyncio.get_running_loop().run_in_executor(self._compute, self._ranges.release, request.epoch)
         log.info("released", epoch=request.epoch)
         return self._epochs()
 

@@ -1,15 +1,16 @@
-"""The activation stream of one hop: read, check, compute, push on; errors go back the way frames came."""
+"""The activation stream of one hop: read, hand to the engine, push on; errors go back the way frames came."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
-import numpy as np
 import structlog
 
 from splitinfer.segment_runtime.channel import (
@@ -20,23 +21,35 @@ from splitinfer.segment_runtime.channel import (
     StreamContext,
     read_frame,
 )
+from splitinfer.segment_runtime.host.hop import Hop, Outcome
 from splitinfer.segment_runtime.host.metrics import HostMetrics
-from splitinfer.segment_runtime.host.ranges import Hop, HostEpoch, HostRanges
+from splitinfer.segment_runtime.host.ranges import HostEpoch, HostRanges
 from splitinfer.segment_runtime.proto import runtime_pb2 as pb
 from splitinfer.segment_runtime.proto import runtime_pb2_grpc as rpc
-from splitinfer.segment_runtime.wire import FrameError, array_of, check_frame, kept_rows, put_array
 
 log = structlog.get_logger()
 
 QUEUED_FRAMES = 32
 """Frames read ahead of the engine; beyond it gRPC's flow control holds the sender."""
 
+QUEUED_SIGNALS = 4096
+"""Signals kept for an upstream that does not read them; what comes after is dropped, for nobody listens."""
+
+FLUSH_SECONDS = 2.0
+
 Key = tuple[int, int]
+"""Epoch and hop."""
 
 
-def microseconds(seconds: float) -> int:
-    """Seconds as whole microseconds."""
-    return int(seconds * 1e6)
+@dataclass(slots=True)
+class Incoming:
+    """One upstream: what is said back to it, and the word that it shall end."""
+
+    signals: asyncio.Queue[pb.Signal | None] = field(default_factory=asyncio.Queue)
+    frames: asyncio.Queue[tuple[pb.Frame, float] | None] = field(
+        default_factory=lambda: asyncio.Queue(QUEUED_FRAMES)
+    )
+    released: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class HopStreams(rpc.ActivationsServicer):
@@ -54,21 +67,32 @@ class HopStreams(rpc.ActivationsServicer):
         self._metrics = metrics
         self._clock = clock
         self._links: dict[Key, FrameLink] = {}
-        self._signals: dict[Key, asyncio.Queue[pb.Signal]] = {}
-        self._finished: set[Key] = set()
+        self._streams: dict[Key, Incoming] = {}
+        self._connecting = asyncio.Lock()
+        self._background: set[asyncio.Task[None]] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
         self.draining = False
 
     @property
     def open_streams(self) -> int:
         """Incoming streams that are served now."""
-        return len(self._signals)
+        return len(self._streams)
+
+    async def until_idle(self) -> None:
+        """Wait until no incoming stream is open."""
+        await self._idle.wait()
+
+    # --- what the control service asks -------------------------------------------------------------
 
     async def connect(self, epoch: HostEpoch, timeout_seconds: float) -> None:
-        """Open the link to the next hop for every hop of an epoch. Raises LinkError."""
+        """Open the link to the next hop for every hop of an epoch. Repeating it is harmless. Raises LinkError."""
 
         async def one(number: int, hop: Hop) -> None:
             key = (epoch.epoch, number)
-            if key in self._links:
+            if (known := self._links.get(key)) is not None:
+                if known.lost is not None:
+                    raise LinkError(known.lost)
                 return
             link = FrameLink(
                 hop.next_address,
@@ -78,173 +102,173 @@ class HopStreams(rpc.ActivationsServicer):
                 on_lost=lambda reason: self._lost(key, reason),
             )
             await link.open(timeout_seconds)
+            if self._ranges.hop(*key) is not hop:
+                await link.close()
+                raise LinkError(f"epoch {key[0]} was released while its links were opened")
             self._links[key] = link
 
-        results = await asyncio.gather(*(one(n, h) for n, h in epoch.hops.items()), return_exceptions=True)
+        async with self._connecting:  # a second commit of the epoch must find the links of the first
+            hops = epoch.hops.items()
+            results = await asyncio.gather(*(one(n, h) for n, h in hops), return_exceptions=True)
         for result in results:
             if result is not None:
                 raise result
 
     async def disconnect(self, epoch: int) -> None:
-        """Close the links of a released epoch."""
+        """End the streams and close the links of an epoch that is released."""
+        for key, incoming in self._streams.items():
+            if key[0] == epoch:
+                incoming.released.set()
         for key in [key for key in self._links if key[0] == epoch]:
             await self._links.pop(key).close()
 
     def announce_draining(self) -> None:
         """Tell every upstream that this host is about to leave."""
         self.draining = True
-        for epoch, hop in list(self._signals):
-            self._signal(
-                (epoch, hop), self._error(epoch, 0, hop, pb.DRAINING, "", "the host is shutting down")
-            )
+        for key in self._streams:
+            self._signal_draining(key)
 
-    def _error(
-        self, epoch: int, step: int, hop: int, code: pb.ErrorCode.ValueType, field: str, message: str
-    ) -> pb.StreamError:
-        return pb.StreamError(
-            epoch=epoch, step=step, hop=hop, node=self._ranges.node, code=code, field=field, message=message
-        )
+    # --- signals to the upstream ----------------------------------------------------------------------
 
     def _signal(self, key: Key, error: pb.StreamError) -> None:
-        queue = self._signals.get(key)
-        if queue is not None:
-            queue.put_nowait(pb.Signal(error=error))
+        incoming = self._streams.get(key)
+        if incoming is not None and incoming.signals.qsize() < QUEUED_SIGNALS:
+            incoming.signals.put_nowait(pb.Signal(error=error))
+
+    def _signal_code(
+        self, key: Key, code: pb.ErrorCode.ValueType, message: str, step: int = 0, field: str = ""
+    ) -> None:
+        node = self._ranges.node
+        error = pb.StreamError(
+            epoch=key[0], step=step, hop=key[1], node=node, code=code, field=field, message=message
+        )
+        self._signal(key, error)
+
+    def _signal_draining(self, key: Key) -> None:
+        self._signal_code(key, pb.DRAINING, "the host is shutting down")
 
     def _lost(self, key: Key, reason: str) -> None:
+        hop = self._ranges.hop(*key)
+        if hop is None or hop.fenced is not None:
+            return  # another epoch serves; its end is no loss
         log.warning("downstream lost", epoch=key[0], hop=key[1], reason=reason)
-        self._signal(key, self._error(key[0], 0, key[1], pb.DOWNSTREAM_LOST, "", reason))
+        self._signal_code(key, pb.DOWNSTREAM_LOST, reason)
 
-    # The stubs know only the iterator form of a handler; read and write are grpc.aio's other form.
-    async def Stream(self, _iterator: object, context: StreamContext) -> None:  # type: ignore[override]
+    # --- one incoming stream ----------------------------------------------------------------------------
+
+    # The stubs know only the iterator form of a handler; read and write are grpc.aio's other form, and the
+    # names are the protocol's.
+    async def Stream(self, _iterator: object, context: StreamContext) -> None:  # type: ignore[override]  # noqa: N802
         """One upstream. A stream is opened once per epoch and hop; when it ends its sessions are freed."""
+        key, hop = await self._opening(context)
+        hop.taken = True
+        incoming = self._streams[key] = Incoming()
+        self._idle.clear()
+        incoming.signals.put_nowait(pb.Signal(opened=pb.Opened(epoch=key[0], hop=key[1])))
+        if self.draining:
+            self._signal_draining(key)
+        if (link := self._links.get(key)) is not None and link.lost is not None:
+            self._lost(key, link.lost)
+        read = asyncio.create_task(self._read(incoming, context))
+        work = asyncio.create_task(self._work(key, hop, incoming))
+        write = asyncio.create_task(self._write(incoming, context))
+        released = asyncio.create_task(incoming.released.wait())
+        tasks: set[asyncio.Task[Any]] = {read, work, write, released}
+        try:
+            await asyncio.wait(tasks - {read}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                reason = "was released" if released.done() else "cannot be answered any more"
+                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"epoch {key[0]} {reason}")
+            work.result()
+            incoming.signals.put_nowait(None)  # what is left to say is said first
+            await asyncio.wait({write}, timeout=FLUSH_SECONDS)
+        finally:
+            self._end(key, hop, tasks)
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _opening(self, context: StreamContext) -> tuple[Key, Hop]:
+        """The key and the hop that a stream asks for, or its end with a status that says why."""
         metadata = {str(k): str(v) for k, v in context.invocation_metadata() or ()}
         try:
             key = (int(metadata[EPOCH_KEY]), int(metadata[HOP_KEY]))
         except (KeyError, ValueError):
-            await context.abort(
-                grpc.StatusCode.INVALID_ARGUMENT, f"metadata {EPOCH_KEY} and {HOP_KEY} must be numbers"
-            )
+            wanted = f"metadata {EPOCH_KEY} and {HOP_KEY} must be numbers"
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, wanted)
         hop = self._ranges.hop(*key)
+        name = f"epoch {key[0]} hop {key[1]}"
         if hop is None:
-            await context.abort(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                f"epoch {key[0]} hop {key[1]} is not prepared on {self._ranges.node}",
-            )
-        if key in self._signals or key in self._finished:
-            await context.abort(
-                grpc.StatusCode.ALREADY_EXISTS,
-                f"epoch {key[0]} hop {key[1]} had its stream; use a newer epoch",
-            )
-        signals: asyncio.Queue[pb.Signal] = asyncio.Queue()
-        frames: asyncio.Queue[tuple[pb.Frame, float] | None] = asyncio.Queue(QUEUED_FRAMES)
-        self._signals[key] = signals
-        signals.put_nowait(pb.Signal(opened=pb.Opened(epoch=key[0], hop=key[1])))
-        if self.draining:
-            self._signal(key, self._error(key[0], 0, key[1], pb.DRAINING, "", "the host is shutting down"))
-        writer = asyncio.create_task(self._write(signals, context))
-        worker = asyncio.create_task(self._work(key, hop, frames))
+            reason = f"{name} is not prepared on {self._ranges.node}"
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, reason)
+        if hop.fenced is not None:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{name} is fenced off: {hop.fenced}")
+        if hop.taken:
+            reason = f"{name} had its stream; use a newer epoch"
+            await context.abort(grpc.StatusCode.ALREADY_EXISTS, reason)
+        return key, hop
+
+    def _end(self, key: Key, hop: Hop, tasks: set[asyncio.Task[Any]]) -> None:
+        """Give up everything of a stream. Without an await, so that no cancellation can leave half of it."""
+        for task in tasks:
+            task.cancel()
+        del self._streams[key]
+        if not self._streams:
+            self._idle.set()
+        # Nobody can continue this epoch's sessions any more: a newer epoch opens its own.
+        with contextlib.suppress(RuntimeError):  # the executor is shut down: the process ends, and KV with it
+            self._compute.submit(hop.close)
+        if (link := self._links.pop(key, None)) is not None:
+            self._later(link.close())
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _read(self, incoming: Incoming, context: StreamContext) -> None:
         try:
             while (frame := await read_frame(context)) is not None:
-                await frames.put((frame, self._clock()))
-            await frames.put(None)
-            await worker
+                await incoming.frames.put((frame, self._clock()))
         finally:
-            for task in (worker, writer):
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
-            del self._signals[key]
-            self._finished.add(key)
-            self._finished = {k for k in self._finished if self._ranges.hop(*k) is not None}
-            if link := self._links.pop(key, None):
-                await link.close()
-            # Nobody can continue this epoch's sessions any more: a newer epoch opens its own.
-            await asyncio.get_running_loop().run_in_executor(self._compute, hop.close)
+            # However reading ended, the worker is to come to an end after what was read.
+            while incoming.frames.full():
+                incoming.frames.get_nowait()
+            incoming.frames.put_nowait(None)
 
-    async def _write(self, signals: asyncio.Queue[pb.Signal], context: StreamContext) -> None:
-        while True:
-            await context.write(await signals.get())
+    async def _write(self, incoming: Incoming, context: StreamContext) -> None:
+        while (signal := await incoming.signals.get()) is not None:
+            await context.write(signal)
 
-    async def _work(self, key: Key, hop: Hop, frames: asyncio.Queue[tuple[pb.Frame, float] | None]) -> None:
+    async def _work(self, key: Key, hop: Hop, incoming: Incoming) -> None:
         loop = asyncio.get_running_loop()
-        while (item := await frames.get()) is not None:
+        while (item := await incoming.frames.get()) is not None:
             frame, received = item
-            result = await loop.run_in_executor(self._compute, self._step, hop, frame, received)
-            if isinstance(result, pb.StreamError):
-                self._metrics.errors.labels(pb.ErrorCode.Name(result.code).lower()).inc()
-                log.warning(
-                    "frame refused",
-                    epoch=key[0],
-                    hop=key[1],
-                    step=frame.step,
-                    field=result.field,
-                    reason=result.message,
-                )
-                self._signal(key, result)
-                continue
-            link = self._links.get(key)
-            if link is None:
-                self._lost(key, "no link to the next hop: the epoch was not committed, or the link broke")
-                continue
-            self._metrics.sent_bytes.inc(len(result.data))
-            try:
-                await link.send(result)
-            except LinkError as error:
-                # The link said so itself when it broke, but perhaps before there was an upstream to hear it.
-                self._lost(key, str(error))
+            outcome = await loop.run_in_executor(self._compute, hop.take, frame, received, self._clock)
+            self._note(frame, outcome)
+            if (error := outcome.error) is not None:
+                reason = {"step": frame.step, "field": error.field, "reason": error.message}
+                log.warning("frame refused", epoch=key[0], hop=key[1], **reason)
+                self._signal_code(key, error.code, error.message, frame.step, error.field)
+            if outcome.frame is not None:
+                await self._push(key, outcome.frame)
 
-    def _step(self, hop: Hop, frame: pb.Frame, received: float) -> pb.Frame | pb.StreamError:
-        """On the compute thread: check, compute, and the frame for the next hop."""
-        began = self._clock()
-        expected = hop.expected
-        try:
-            slices = check_frame(frame, expected, hop.session, hop.reserved_without(frame.released))
-        except FrameError as error:
-            return self._error(frame.epoch, frame.step, expected.hop, error.code, error.field, error.message)
-        hop.release(frame.released)
-        out = pb.Frame(epoch=frame.epoch, step=frame.step, hop=expected.hop + 1)
-        out.released.extend(frame.released)
-        out.timings.extend(frame.timings)
-        hidden = array_of(frame)
-        decoded = self._clock()
-        result = hidden
-        if slices:
-            try:
-                result = hop.run(slices, hidden)
-            except Exception as error:
-                log.error(
-                    "step failed", exc_info=True, epoch=expected.epoch, hop=expected.hop, step=frame.step
-                )
-                # Some blocks may have appended to the KV and some not: these sessions begin anew.
-                hop.release(piece.rows.session for piece in slices)
-                return self._error(
-                    frame.epoch,
-                    frame.step,
-                    expected.hop,
-                    pb.COMPUTE_FAILED,
-                    "",
-                    f"{type(error).__name__}: {error}",
-                )
-        computed = self._clock()
-        if hop.last:
-            rows = kept_rows(slices)
-            if rows is not None:
-                result = np.ascontiguousarray(result[rows])
-        out.sessions.extend(frame.sessions)
-        put_array(out, result, expected.dtype)
-        encoded = self._clock()
-        out.timings.append(
-            pb.HopTiming(
-                hop=expected.hop,
-                queue_us=microseconds(began - received),
-                decode_us=microseconds(decoded - began),
-                compute_us=microseconds(computed - decoded),
-                encode_us=microseconds(encoded - computed),
-            )
-        )
+    def _note(self, frame: pb.Frame, outcome: Outcome) -> None:
         self._metrics.received_bytes.inc(len(frame.data))
-        self._metrics.queue_seconds.observe(began - received)
-        if slices:
-            self._metrics.step_seconds.observe(computed - decoded)
-            self._metrics.rows.inc(frame.dims[0])
-        return out
+        if outcome.error is not None:
+            self._metrics.errors.labels(pb.ErrorCode.Name(outcome.error.code).lower()).inc()
+        if outcome.times is not None:
+            self._metrics.queue_seconds.observe(outcome.times.queue)
+            if outcome.rows:
+                self._metrics.step_seconds.observe(outcome.times.compute)
+                self._metrics.rows.inc(outcome.rows)
+
+    async def _push(self, key: Key, frame: pb.Frame) -> None:
+        link = self._links.get(key)
+        if link is None:
+            self._lost(key, "no link to the next hop: the epoch was not committed, or the link broke")
+            return
+        try:
+            await link.send(frame)
+            self._metrics.sent_bytes.inc(len(frame.data))
+        except LinkError as error:
+            # The link said so itself when it broke, but perhaps before there was an upstream to hear it.
+            self._lost(key, str(error))
