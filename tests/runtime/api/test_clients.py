@@ -130,6 +130,15 @@ async def test_a_client_that_never_reads_is_let_go(monkeypatch: pytest.MonkeyPat
         writer.close()
 
 
+async def test_an_announced_length_over_the_limit_is_refused_before_the_body(api: Served) -> None:
+    """The head alone says 10 MB: the 413 comes while not one byte of the body was sent."""
+    reader, writer = await asyncio.open_connection(api.endpoint.host, api.endpoint.port)
+    writer.write(raw_request(CHAT | {"user": "x" * 10_000_000}).partition(b"\r\n\r\n")[0] + b"\r\n\r\n")
+    async with asyncio.timeout(5):
+        assert (await reader.readline()).split()[1] == b"413"
+    writer.close()
+
+
 async def test_a_keep_alive_connection_serves_one_request_after_another(api: Served) -> None:
     """A stream ends its response and not its connection; an error does not either."""
     reader, writer = await asyncio.open_connection(api.endpoint.host, api.endpoint.port)
@@ -175,7 +184,7 @@ async def test_a_long_prompt_is_tokenised_beside_the_loop(
     api.generator.max_context_tokens = 100_000
     long = asyncio.create_task(api.post("completions", {"model": "tiny", "prompt": "ab " * 2000}))
     async with asyncio.timeout(10):
-        await asyncio.to_thread(entered.wait)
+        assert await asyncio.to_thread(entered.wait, 5)
         assert (await api.http.get("/health")).status_code == 200
         assert (await api.post("chat/completions", CHAT)).status_code == 200
         leave.set()

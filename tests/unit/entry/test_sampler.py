@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
+from splitinfer.segment_runtime.entry import sampler
 from splitinfer.segment_runtime.entry.generate import SamplingParams
 from splitinfer.segment_runtime.entry.sampler import InvalidLogits, Sampled, sample, uniform
 
@@ -154,6 +155,17 @@ class TestDraw:
         """-inf has no interval, at either end of the CDF."""
         logits = f32([-np.inf, 0, -np.inf, 0, -np.inf])
         assert {1, 3} == {sample(logits, SamplingParams(seed=5), {}, index).token for index in range(200)}
+
+    @pytest.mark.parametrize(
+        ("at", "expected"), [(0.0, 1), (np.nextafter(1.0, 0.0), 3)], ids=["first", "last"]
+    )
+    def test_the_ends_of_the_cdf_are_tokens_that_have_a_weight(
+        self, monkeypatch: pytest.MonkeyPatch, at: float, expected: int
+    ) -> None:
+        """The smallest and the largest number that can be drawn do not fall on masked neighbours."""
+        monkeypatch.setattr(sampler, "uniform", lambda *_: at)
+        logits = f32([-np.inf, 0, -np.inf, 0, -np.inf])
+        assert sample(logits, SamplingParams(), {}, 0).token == expected
 
 
 class TestTopKAndTopP:
