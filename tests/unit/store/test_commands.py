@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import pty
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -90,12 +92,20 @@ def test_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     config = CONFIG | {"num_hidden_layers": 40}
     write_folder(tmp_path / "deep", config, random_tensors(config))
     primary, secondary = pty.openpty()
+    drawn = bytearray()
+
+    def drain() -> None:
+        with contextlib.suppress(OSError):  # a terminal whose other end is closed
+            while chunk := os.read(primary, 4096):
+                drawn.extend(chunk)
+
+    reader = threading.Thread(target=drain)
+    reader.start()
     with os.fdopen(secondary, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
         monkeypatch.setenv("TERM", "xterm")
         assert run("import", str(tmp_path / "deep"), "--store", str(tmp_path / "store")) == 0
-        terminal.flush()
-        drawn = os.read(primary, 1 << 20)
+    reader.join(30)
     os.close(primary)
     assert b"\x1b[" in drawn
     assert b"deep: write" in drawn
