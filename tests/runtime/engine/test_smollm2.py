@@ -68,7 +68,11 @@ def truth(smollm2: Case) -> tuple[list[Sequence[int]], list[torch.Tensor]]:
         out = smollm2.reference.generate(  # type: ignore[operator]  # transformers leaves it untyped
             torch.tensor([prompt]), max_new_tokens=5, do_sample=False
         )
-    chunks = [prompt[:8], prompt[8:], *([token] for token in out[0, len(prompt) :].tolist())]
+    chunks: list[Sequence[int]] = [
+        prompt[:8],
+        prompt[8:],
+        *([token] for token in out[0, len(prompt) :].tolist()),
+    ]
     return chunks, reference_logits(smollm2.reference, chunks)
 
 

@@ -1,0 +1,28 @@
+"""Engines by name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from splitinfer.segment_runtime.engine.factory import create_engine
+from splitinfer.segment_runtime.engine.port import UnsupportedModel
+
+
+def test_an_unknown_engine_is_refused_by_name() -> None:
+    """The message names the engine and those there are."""
+    with pytest.raises(UnsupportedModel, match=r"'tensorflow' is not an engine; there are: torch"):
+        create_engine("tensorflow", "cpu", None)
+
+
+def test_torch_is_imported_by_the_torch_engine_only() -> None:
+    """The factory, the port and the entry's embedding load no tensor library."""
+    code = (
+        "import sys\n"
+        "import splitinfer.segment_runtime.engine.factory, splitinfer.segment_runtime.engine.port\n"
+        "import splitinfer.segment_runtime.engine.threads, splitinfer.segment_runtime.entry.embed\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
