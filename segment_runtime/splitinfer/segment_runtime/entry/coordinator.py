@@ -1,8 +1,9 @@
-"""The coordinator: drives the hosts through prepare, commit and release, and recovers when a host is lost.
+"""The coordinator: keeps the pipeline on the plan that is wanted, and recovers when a host is lost.
 
 The first plan, a moved cut, a moved segment and a recovery are one path, `_change`. The operator may be gone at
 any moment of it: the entry finishes or gives up alone. One task does all of it; what others call here only notes
-what is wanted and wakes that task (level-triggered).
+what is wanted and wakes that task (level-triggered). What to do is decided in `decide`, how it is done is in
+`changes`.
 
 Errors
 ------
@@ -15,15 +16,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
 from splitinfer.optimizer.plan import Plan, PlanError
-from splitinfer.optimizer.redistribute import redistribute
-from splitinfer.segment_runtime.channel import FrameLink, LinkError
 from splitinfer.segment_runtime.engine.port import Engine, EngineError, LoadedHead
+from splitinfer.segment_runtime.entry import changes
+from splitinfer.segment_runtime.entry.changes import ChangeFailed
+from splitinfer.segment_runtime.entry.decide import Situation, after_failure, next_plan
 from splitinfer.segment_runtime.entry.embed import Embedder
 from splitinfer.segment_runtime.entry.hosts import HostClient, HostError
 from splitinfer.segment_runtime.entry.metrics import PipelineMetrics
@@ -36,11 +39,10 @@ from splitinfer.segment_runtime.wire import DTYPES
 
 log = structlog.get_logger()
 
-DESCRIBE_SECONDS = 2.0
-COMMIT_SECONDS = 20.0
-RELEASE_SECONDS = 20.0
 RETRY_SECONDS = 1.0
 """How often a recovery looks again whether a host has come back: nobody may be there to say so."""
+SWEEP_SECONDS = 5.0
+"""How often a host that did not answer a sweep is asked again; until then it may hold weights that nobody uses."""
 
 
 class PlanRejected(Exception):
@@ -54,14 +56,6 @@ class PlanRejected(Exception):
 
 class StalePlan(PlanRejected):
     """Its epoch is not newer than what was seen."""
-
-
-class ChangeFailed(Exception):
-    """A change that was given up. ``refused``: a host said no, so the same plan would fail again."""
-
-    def __init__(self, message: str, *, refused: bool) -> None:
-        super().__init__(message)
-        self.refused = refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +91,21 @@ class Coordinator:
         self._hosts: dict[str, HostClient] = {}
         self._heads: dict[str, tuple[Embedder, LoadedHead]] = {}
         self._target: Plan | None = None
+        self._attempts = 0
+        """How often the target broke at its commit."""
         self._epoch = 0
         self._broken: str | None = None
+        self._recoveries = 0
+        """Recoveries that failed since the chain broke."""
+        self._deadline: asyncio.TimerHandle | None = None
         self._draining: set[str] = set()
-        self._broken_since: float | None = None
+        self._unswept: set[str] = set()
         self._wake = asyncio.Event()
         self._loaded: dict[str, tuple[int, int]] = {}
         self._changing: Plan | None = None
+        self._early: str | None = None
+        """What broke in the chain that is being committed, before it serves."""
+        self._background: set[asyncio.Task[None]] = set()
         self.last_error: str | None = None
         self._failed = False
         pipeline.on_broken = self.broken
@@ -144,8 +146,10 @@ class Coordinator:
             )
         self.update_hosts(hosts)
         self._epoch = plan.epoch
-        self._target = plan
-        self._failed = False
+        self._target, self._attempts = plan, 0
+        self._pipeline.next_context = plan.max_context_tokens
+        if self._broken is None:
+            self._failed = False
         self._wake.set()
 
     def update_hosts(self, hosts: Mapping[str, str]) -> None:
@@ -156,18 +160,26 @@ class Coordinator:
                 self._hosts[node] = HostClient(node, address)
                 self._draining.discard(node)
                 if known is not None:
-                    task = asyncio.create_task(known.close())
-                    self._closing = task
+                    self._later(known.close())  # calls that wait on it fail as HostError
         self._wake.set()
 
     def broken(self, reason: str) -> None:
-        """The chain is broken: stop at once, recover in `run`."""
+        """The chain is broken: stop at once, recover in `run`, and fail the requests if that takes too long."""
         if self._broken is None:
             log.warning("pipeline broken", epoch=self._pipeline.epoch, reason=reason)
-            self._broken = reason
-            self._broken_since = self._clock()
+            self._broken, self._recoveries = reason, 0
+            loop = asyncio.get_running_loop()
+            self._deadline = loop.call_later(self._recovery_seconds, self._give_up)
         self._pipeline.halt()
         self._wake.set()
+
+    def _give_up(self) -> None:
+        """The deadline: whoever waits learns that it was in vain. The recovery goes on."""
+        self._failed = True
+        reason = f"the pipeline is broken ({self._broken}) and has not recovered: {self.last_error}"
+        log.error("recovery deadline", reason=reason)
+        self._pipeline.refusing = reason
+        self._pipeline.fail_all(reason)
 
     def draining(self, node: str) -> None:
         """A host says that it is about to leave."""
@@ -178,7 +190,8 @@ class Coordinator:
 
     async def close(self) -> None:
         """Close the connections to the hosts; they keep what they have."""
-        await asyncio.gather(*(client.close() for client in self._hosts.values()))
+        self._mended()
+        await asyncio.gather(*(client.close() for client in self._hosts.values()), *self._background)
 
     # --- what the status says ----------------------------------------------------------------------
 
@@ -202,9 +215,8 @@ class Coordinator:
     @property
     def progress(self) -> tuple[int, int]:
         """Bytes loaded and to load of the change that runs."""
-        return sum(done for done, _ in self._loaded.values()), sum(
-            total for _, total in self._loaded.values()
-        )
+        loaded = self._loaded.values()
+        return sum(done for done, _ in loaded), sum(total for _, total in loaded)
 
     async def views(self) -> dict[str, HostView]:
         """Every known host, asked now."""
@@ -217,7 +229,7 @@ class Coordinator:
 
     async def _state(self, client: HostClient) -> pb.HostState | None:
         try:
-            return await client.describe(DESCRIBE_SECONDS)
+            return await client.describe(changes.DESCRIBE_SECONDS)
         except HostError:
             return None
 
@@ -231,229 +243,164 @@ class Coordinator:
         plan = self._pipeline.plan
         return self._draining & set(plan.nodes) if plan else set()
 
+    def _situation(self) -> Situation:
+        broken = self._broken is not None
+        return Situation(self._pipeline.plan, self._newer_target(), broken, bool(self._leaving()))
+
     async def run(self) -> None:
         """Serve what is wanted until cancelled."""
         while True:
-            await self._wake.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SWEEP_SECONDS if self._unswept else None):
+                    await self._wake.wait()
             self._wake.clear()
-            while self._broken is not None or self._newer_target() or self._leaving():
-                if not await self._once():
-                    break
+            while self._situation().cause is not None:
+                await self._once()
+            if self._unswept:
+                waiting = {node: self._hosts[node] for node in self._unswept}
+                self._unswept = await changes.sweep(self._pipeline.epoch, waiting)
 
-    async def _once(self) -> bool:
-        """One change. False: nothing more can be done before something else happens."""
-        cause = "host_lost" if self._broken else "request" if self._newer_target() else "host_draining"
+    async def _once(self) -> None:
+        """One change, or what follows from its failure."""
+        before = self._situation()
+        plan: Plan | None = None
         try:
-            plan = (
-                self._newer_target() if self._broken is None and not self._leaving() else await self._repair()
-            )
-            assert plan is not None
+            plan = await self._choose(before)
             await self._change(plan)
         except (ChangeFailed, PlanError) as error:
-            self._metrics.plan_changes.labels(cause, "failed").inc()
+            self._metrics.plan_changes.labels(before.cause, "failed").inc()
             self.last_error = str(error)
-            log.warning("change of plan failed", cause=cause, reason=str(error))
-            return await self._after_failure(error)
-        self._metrics.plan_changes.labels(cause, "done").inc()
-        self.last_error = None
-        return True
+            log.warning("change of plan failed", cause=before.cause, reason=str(error))
+            refused = isinstance(error, ChangeFailed) and error.refused
+            await self._after_failure(plan, refused=refused)
+        else:
+            self._metrics.plan_changes.labels(before.cause, "done").inc()
+            self.last_error = None
 
-    async def _after_failure(self, error: Exception) -> bool:
-        if self._broken is None:
-            # The old plan serves on. A target that was refused is given up; whoever wants it posts it again.
-            if self._newer_target():
-                self._target = None
-            if self._pipeline.plan is None:
-                self._failed = True
-            else:
-                self._pipeline.resume()
-            # A draining host that cannot be replaced serves to the end of its grace, then it is lost.
-            self._draining -= self._leaving()
-            return True
-        if self._pipeline.plan is None:
-            # The first commit broke: nothing serves and nothing is to be saved.
-            self._broken, self._target, self._failed = None, None, True
-            return True
-        if self._target is not None and isinstance(error, ChangeFailed) and error.refused:
-            self._target = None
-        assert self._broken_since is not None
-        if self._clock() - self._broken_since > self._recovery_seconds and not self._failed:
-            self._failed = True
-            self._pipeline.fail_all(f"the pipeline is broken ({self._broken}) and could not recover: {error}")
-            self._pipeline.refusing = f"the pipeline is broken: {error}"
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(RETRY_SECONDS):
-                await self._wake.wait()
-        self._wake.clear()
-        return True
-
-    async def _repair(self) -> Plan:
-        """The plan to go on with when hosts are lost or leave. Raises PlanError."""
+    async def _choose(self, now: Situation) -> Plan:
+        """The plan to change to. Raises PlanError."""
+        if now.cause == "request":
+            return next_plan(now, {}, self._epoch + 1)
         views = await self.views()
-        alive = {n: v.state for n, v in views.items() if v.state is not None and not v.state.draining}
-        target = self._newer_target()
-        if target is not None and all(node in alive for node in target.nodes):
-            return target
-        base = self._pipeline.plan or self._target
-        if base is None:
-            raise PlanError("plan", "there is none")
-        epoch = self._epoch + 1
-        if all(node in alive for node in base.nodes):
-            return base.with_epoch(epoch)
+        base = now.serving or now.target
+        assert base is not None, now
         index, itemsize = self._model.index, DTYPES[base.dtype][1].itemsize
         block = max(index.block_weight_bytes(b, itemsize) for b in range(base.blocks))
         block += index.kv_bytes_per_token(itemsize) * base.kv_budget_tokens
         room = {
-            node: state.memory_limit_bytes // block if state.memory_limit_bytes else base.blocks
-            for node, state in alive.items()
+            node: view.state.memory_limit_bytes // block if view.state.memory_limit_bytes else base.blocks
+            for node, view in views.items()
+            if view.state is not None and not view.state.draining
         }
-        segments = redistribute(base.segments, base.blocks, room)
-        return base.model_copy(update={"epoch": epoch, "segments": segments})
+        return next_plan(now, room, self._epoch + 1)
+
+    async def _after_failure(self, tried: Plan | None, *, refused: bool) -> None:
+        now = self._situation()
+        verdict = after_failure(now, tried, refused=refused, attempts=self._attempts)
+        if verdict.drop_target:
+            self._target = self._pipeline.next_context = None
+        if not verdict.keep_leaving:
+            self._draining -= self._leaving()
+        self._failed = self._failed or verdict.failed
+        if verdict.again:
+            self._recoveries += 1
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RETRY_SECONDS):
+                    await self._wake.wait()
+            self._wake.clear()
+        elif not now.broken:
+            self._pipeline.resume()
 
     async def _change(self, plan: Plan) -> None:
-        """Prepare -> token boundary -> commit -> release. Raises ChangeFailed."""
+        """Prepare, token boundary, commit; the old epoch is swept afterwards. Raises ChangeFailed."""
         self._changing = plan
         self._loaded = {}
         try:
             clients = {node: self._hosts[node] for node in plan.nodes}
-            plan = await self._fenced(plan, clients)
-            self._changing = plan
+            # What is left of a broken epoch is worth keeping, because the repair shares most of its blocks. But it
+            # takes room, so a repair that failed once does without.
+            keep = None if self._broken is not None and self._recoveries else self._pipeline.epoch
+            fenced = await changes.fence(plan, clients, keep)
+            if self._target is plan:
+                self._target = fenced
+            self._changing = plan = fenced
+            self._epoch = max(self._epoch, plan.epoch)
             log.info("preparing", epoch=plan.epoch, segments=[str(s) for s in plan.segments])
-            await self._prepare(plan, clients)
+            await self._load_head(plan.dtype)
+            await changes.prepare(plan, clients, self._return_address, self._note_loaded)
             began = self._clock()
             if self._broken is None:
                 await self._pipeline.pause()
             await self._commit(plan, clients)
             self._metrics.stall_seconds.observe(self._clock() - began)
             log.info("serving", epoch=plan.epoch)
-            await self._sweep(plan.epoch)
+            self._unswept = set(self._hosts)
         finally:
             self._changing = None
 
-    async def _fenced(self, plan: Plan, clients: Mapping[str, HostClient]) -> Plan:
-        """Give the plan an epoch that no host has seen, and have hosts drop what no entry serves any more.
-
-        An entry that was restarted knows nothing of its predecessor's epochs; the hosts do.
-        """
-        serving = self._pipeline.epoch
-        fence = 0
-        for node, client in clients.items():
-            try:
-                state = await client.describe(DESCRIBE_SECONDS)
-            except HostError as error:
-                raise ChangeFailed(str(error), refused=False) from error
-            fence = max(fence, state.fence)
-            if state.draining:
-                raise ChangeFailed(f"{node}: is shutting down", refused=False)
-            if state.node != node:
-                raise ChangeFailed(f"hosts.{node}: at {client.address} answers {state.node}", refused=True)
-            for stale in {r.epoch for r in state.ranges} - {serving}:
-                with contextlib.suppress(HostError):
-                    await client.release(stale, RELEASE_SECONDS)
-        if plan.epoch <= fence:
-            plan = plan.with_epoch(fence + 1)
-        if self._target is not None and self._target.digest == plan.digest:
-            self._target = plan
-        self._epoch = max(self._epoch, plan.epoch)
-        return plan
-
-    async def _prepare(self, plan: Plan, clients: Mapping[str, HostClient]) -> None:
-        def next_of(hop: int) -> str:
-            if hop + 1 == len(plan.segments):
-                return self._return_address
-            return self._hosts[plan.segments[hop + 1].node].address
-
-        async def one(node: str, client: HostClient) -> None:
-            request = pb.PrepareRequest(
-                epoch=plan.epoch,
-                plan_digest=plan.digest,
-                model_name=plan.model.name,
-                model_digest=plan.model.digest,
-                dtype=DTYPES[plan.dtype][0],
-                ranges=[
-                    pb.RangeSpec(hop=hop, start=s.start, stop=s.stop, next=next_of(hop))
-                    for hop, s in plan.ranges_of(node)
-                ],
-                kv_budget_tokens=plan.kv_budget_tokens,
-                max_context_tokens=plan.max_context_tokens,
-                node=node,
-                hops=len(plan.segments),
-            )
-
-            def note(done: int, total: int) -> None:
-                self._loaded[node] = (done, total)
-
-            await client.prepare(request, note)
-
-        results = await asyncio.gather(
-            self._load_head(plan.dtype), *(one(n, c) for n, c in clients.items()), return_exceptions=True
-        )
-        if errors := [r for r in results if isinstance(r, BaseException)]:
-            await self._release(plan.epoch, clients)
-            for error in errors:
-                if not isinstance(error, (HostError, EngineError, StoreError)):
-                    raise error
-            refused = any(not isinstance(e, HostError) or e.answered for e in errors)
-            raise ChangeFailed("; ".join(str(e) for e in errors), refused=refused)
+    def _note_loaded(self, node: str, done: int, total: int) -> None:
+        self._loaded[node] = (done, total)
 
     async def _load_head(self, dtype: str) -> None:
-        if dtype not in self._heads:
-            loop = asyncio.get_running_loop()
+        if dtype in self._heads:
+            return
+        loop = asyncio.get_running_loop()
+        try:
             embedder = await loop.run_in_executor(None, Embedder, self._model, dtype)
             head = await loop.run_in_executor(None, self._engine.load_head, self._model, dtype)
-            self._heads[dtype] = (embedder, head)
+        except (EngineError, StoreError) as error:
+            raise ChangeFailed(f"entry: {error}", refused=True) from error
+        self._heads[dtype] = (embedder, head)
 
     async def _commit(self, plan: Plan, clients: Mapping[str, HostClient]) -> None:
         """Switch all hosts, then the entry. From here on a failure is a broken chain."""
+        self._early = None
         self._returns.expect(plan.epoch, len(plan.segments))
-        results = await asyncio.gather(
-            *(client.commit(plan.epoch, COMMIT_SECONDS) for client in clients.values()),
-            return_exceptions=True,
-        )
-        errors = [r for r in results if isinstance(r, BaseException)]
-        for error in errors:
-            if not isinstance(error, HostError):
-                raise error
-        link = FrameLink(
-            self._hosts[plan.segments[0].node].address,
-            plan.epoch,
-            0,
-            on_error=self._on_error,
-            on_lost=lambda reason: self._on_lost(plan.epoch, reason),
-        )
         try:
-            if errors:
-                raise ChangeFailed("; ".join(str(e) for e in errors), refused=False)
-            await link.open(COMMIT_SECONDS)
-        except (ChangeFailed, LinkError) as error:
-            self.broken(f"commit of epoch {plan.epoch} failed: {error}")
-            raise ChangeFailed(str(error), refused=False) from error
-        self._broken = self._broken_since = None
-        self._failed = False
+            link = await changes.commit(
+                plan, clients, self._on_error, lambda reason: self._on_lost(plan.epoch, reason)
+            )
+            if (defect := self._defect(plan.epoch)) is not None:
+                await link.close()
+                raise ChangeFailed(defect, refused=False)
+        except ChangeFailed as error:
+            if self._target is plan:
+                self._attempts += 1
+            if self._pipeline.plan is not None:
+                self.broken(f"commit of epoch {plan.epoch} failed: {error}")
+            raise
+        # No await from the check to here and on: what breaks later is reported for the epoch that serves.
+        self._mended()
         embedder, head = self._heads[plan.dtype]
-        await self._pipeline.switch(plan, link, embedder, head)
+        self._pipeline.switch(plan, link, embedder, head)
+        target = self._newer_target()
+        self._pipeline.next_context = target.max_context_tokens if target else None
+
+    def _defect(self, epoch: int) -> str | None:
+        """What is known already to be broken in a chain that was just committed."""
+        if self._early is None and not self._returns.is_open(epoch):
+            return "the last hop closed the return stream"
+        return self._early
+
+    def _mended(self) -> None:
+        self._broken, self._failed = None, False
+        if self._deadline is not None:
+            self._deadline.cancel()
 
     def _on_error(self, error: pb.StreamError) -> None:
         if error.code == pb.DRAINING:
             self.draining(error.node)
+        elif error.epoch != self._pipeline.epoch:
+            self._early = f"hop {error.hop} on {error.node}: {error.message}"
         self._pipeline.on_error(error)
 
     def _on_lost(self, epoch: int, reason: str) -> None:
         if epoch == self._pipeline.epoch:
             self.broken(reason)
+        else:
+            self._early = reason
 
-    async def _release(self, epoch: int, clients: Mapping[str, HostClient]) -> None:
-        """Have hosts drop an epoch; one that does not answer has nothing left to drop, or is swept later."""
-        await asyncio.gather(
-            *(client.release(epoch, RELEASE_SECONDS) for client in clients.values()), return_exceptions=True
-        )
-
-    async def _sweep(self, serving: int) -> None:
-        """Have every known host drop what is not of the epoch that serves."""
-
-        async def one(client: HostClient) -> None:
-            state = await client.describe(DESCRIBE_SECONDS)
-            for stale in {r.epoch for r in state.ranges} - {serving}:
-                await client.release(stale, RELEASE_SECONDS)
-
-        await asyncio.gather(*(one(client) for client in self._hosts.values()), return_exceptions=True)
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)

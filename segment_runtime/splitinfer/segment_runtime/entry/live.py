@@ -20,7 +20,7 @@ class TokenStream(AsyncIterator[TokenEvent]):
 
     def __init__(self, on_close: Callable[[], None]) -> None:
         # Bounded by max_tokens of the request, so that a slow reader holds up nobody else.
-        self._events: asyncio.Queue[TokenEvent | PipelineFailed] = asyncio.Queue()
+        self._events: asyncio.Queue[TokenEvent | PipelineFailed | None] = asyncio.Queue()
         self._on_close = on_close
         self._over = False
 
@@ -35,6 +35,8 @@ class TokenStream(AsyncIterator[TokenEvent]):
         if self._over:
             raise StopAsyncIteration
         event = await self._events.get()
+        if event is None:  # closed while this waited
+            raise StopAsyncIteration
         if isinstance(event, PipelineFailed):
             self._over = True
             raise event
@@ -45,6 +47,7 @@ class TokenStream(AsyncIterator[TokenEvent]):
     async def aclose(self) -> None:
         """Cancel the request unless it is over; its KV is freed at once."""
         self._over = True
+        self._events.put_nowait(None)
         self._on_close()
 
 
@@ -63,6 +66,7 @@ class LiveRequest:
         self.counts: Counter[int] = Counter()
         self.generated = 0
         self.failures = 0
+        """Steps that failed with this session alone in them."""
 
     def take(self, token: int) -> FinishReason | None:
         """Count a token; gives the finish reason if it is the last."""

@@ -8,19 +8,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import structlog
-from numpy.typing import NDArray
 
 from splitinfer.optimizer.plan import Plan
 from splitinfer.segment_runtime.channel import FrameLink, LinkError
 from splitinfer.segment_runtime.engine.port import LoadedHead
 from splitinfer.segment_runtime.entry.embed import Embedder
+from splitinfer.segment_runtime.entry.frames import TokensRefused, check_return, frame_of, release_frame
 from splitinfer.segment_runtime.entry.generate import (
     ContextTooLong,
     GenerationRequest,
@@ -29,29 +27,24 @@ from splitinfer.segment_runtime.entry.generate import (
     Saturated,
     TokenEvent,
 )
+from splitinfer.segment_runtime.entry.head import HeadThread
 from splitinfer.segment_runtime.entry.live import LiveRequest, TokenStream
 from splitinfer.segment_runtime.entry.metrics import PipelineMetrics
-from splitinfer.segment_runtime.entry.sampler import Sampled, SamplerError, sample
-from splitinfer.segment_runtime.entry.scheduler import (
-    Limits,
-    MicroBatch,
-    QueueFull,
-    Scheduler,
-    Session,
-    Slice,
-)
+from splitinfer.segment_runtime.entry.observed import Observed
+from splitinfer.segment_runtime.entry.sampler import Sampled, SamplerError
+from splitinfer.segment_runtime.entry.scheduler import Limits, MicroBatch, QueueFull, Scheduler, Session
 from splitinfer.segment_runtime.proto import runtime_pb2 as pb
-from splitinfer.segment_runtime.wire import Expectation, FrameError, array_of, check_envelope, put_array
+from splitinfer.segment_runtime.wire import MAX_FRAME_ROWS, FrameError
 
 log = structlog.get_logger()
 
 MAX_FAILURES = 2
-"""A session whose steps fail more often than this is given up; fewer are replayed."""
-
-RECENT = 512
-"""TTFT and TPOT samples kept for the status."""
+"""A session that failed more steps than this with nobody else in them is given up; others are replayed."""
 
 RETRY_AFTER_SECONDS = 2
+
+STEP_CODES = (pb.BAD_FRAME, pb.KV_EXHAUSTED, pb.COMPUTE_FAILED)
+"""Errors of one step; the chain is whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +55,36 @@ class Settings:
         scheduler: limits; the budget and the number of micro-batches come from the plan.
         micro_batches: micro-batches in flight; 0: one per segment.
         step_seconds: a step without an answer for this long breaks the pipeline.
+
+    Raises:
+        ValueError: a step may grow larger than a frame is allowed to be.
     """
 
     scheduler: Limits
     micro_batches: int = 0
     step_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        limits = self.scheduler
+        rows = limits.max_sessions + max(limits.prefill_chunk, limits.mixed_prefill_chunk)
+        if rows > MAX_FRAME_ROWS:
+            raise ValueError(
+                f"--max-sessions and --prefill-chunk: together {rows} rows in a step, a frame takes {MAX_FRAME_ROWS}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """What serves one epoch."""
+
+    plan: Plan
+    link: FrameLink
+    embedder: Embedder
+    head: LoadedHead
+
+
+def _nobody_minds(_reason: str) -> None:
+    """Until a coordinator listens."""
 
 
 class Pipeline:
@@ -87,28 +105,30 @@ class Pipeline:
         self._settings = settings
         self._metrics = metrics
         self._clock = clock
+        self._observed = Observed(metrics)
+        self._head = HeadThread(metrics, clock)
         self._scheduler = Scheduler(replace(settings.scheduler, kv_budget_tokens=0))
         self._live: dict[int, LiveRequest] = {}
         self._sent: dict[int, float] = {}
+        """When each step in flight was sent."""
         self._next_id = 1
         self._plan: Plan | None = None
-        self._link: FrameLink | None = None
-        self._embedder: Embedder | None = None
-        self._head: LoadedHead | None = None
+        self._chain: Chain | None = None
+        """None: no plan yet, or the chain is broken."""
         self._paused = True
         self._wake = asyncio.Event()
         self._drained = asyncio.Event()
+        """Set when no step is in flight."""
         self._drained.set()
         self._ended = asyncio.Event()
         """Set when a request ends."""
         self._returned: asyncio.Queue[tuple[int, pb.Frame, float]] = asyncio.Queue()
-        self._compute = ThreadPoolExecutor(1, thread_name_prefix="head")
-        self.on_broken: Callable[[str], None] = lambda reason: None
+        self._background: set[asyncio.Task[None]] = set()
+        self.on_broken: Callable[[str], None] = _nobody_minds
         self.refusing: str | None = None
         """Why no request is taken though a plan served once; set by the coordinator when it gives up for now."""
-        self.recent_ttft: deque[float] = deque(maxlen=RECENT)
-        self.recent_tpot: deque[float] = deque(maxlen=RECENT)
-        self.tokens_total = 0
+        self.next_context: int | None = None
+        """Context of a plan that is about to serve: no request is taken that would not fit it."""
 
     # --- the generation port -----------------------------------------------------------------
 
@@ -119,8 +139,9 @@ class Pipeline:
 
     @property
     def max_context_tokens(self) -> int:
-        """Prompt and output together, by the plan that serves."""
-        return self._plan.max_context_tokens if self._plan else self._max_model_tokens
+        """Prompt and output together, by the plan that serves and the one that is about to."""
+        now = self._plan.max_context_tokens if self._plan else self._max_model_tokens
+        return now if self.next_context is None else min(now, self.next_context)
 
     @property
     def plan(self) -> Plan | None:
@@ -134,11 +155,26 @@ class Pipeline:
 
     def ready(self) -> bool:
         """Whether a whole pipeline answers now."""
-        return self._plan is not None and not self._paused
+        return self._chain is not None and not self._paused
 
     def sessions(self) -> tuple[int, int]:
         """(running, waiting)."""
         return len(self._scheduler.running), len(self._scheduler.waiting)
+
+    @property
+    def recent_ttft(self) -> deque[float]:
+        """The latest times to first token, in seconds."""
+        return self._observed.recent_ttft
+
+    @property
+    def recent_tpot(self) -> deque[float]:
+        """The latest times per output token, in seconds."""
+        return self._observed.recent_tpot
+
+    @property
+    def tokens_total(self) -> int:
+        """Tokens given since the start."""
+        return self._observed.tokens_total
 
     @property
     def largest_session_tokens(self) -> int:
@@ -147,36 +183,33 @@ class Pipeline:
 
     def submit(self, request: GenerationRequest) -> TokenStream:
         """Admit a request. See the port."""
-        plan = self._plan
-        if plan is None or self.refusing:
+        if self._plan is None or self.refusing:
             raise NotReady(self.refusing or "no plan serves yet", RETRY_AFTER_SECONDS)
-        assert request.prompt and request.max_tokens > 0, "the API refuses these by name"
+        assert request.prompt, "the API refuses it by name"
+        assert request.max_tokens > 0, "the API refuses it by name"
         total = len(request.prompt) + request.max_tokens
-        if total > plan.max_context_tokens:
+        if total > self.max_context_tokens:
             raise ContextTooLong(
                 f"{len(request.prompt)} prompt tokens and {request.max_tokens} output tokens make {total}; "
-                f"the context has {plan.max_context_tokens}"
+                f"the context has {self.max_context_tokens}"
             )
         session = Session(self._next_id, list(request.prompt), len(request.prompt), total)
         try:
             self._scheduler.submit(session)
         except QueueFull:
+            running, waiting = self.sessions()
             raise Saturated(
-                f"{len(self._scheduler.running)} sessions run and {len(self._scheduler.waiting)} wait; "
-                "no more may wait",
-                RETRY_AFTER_SECONDS,
+                f"{running} sessions run and {waiting} wait; no more may wait", RETRY_AFTER_SECONDS
             ) from None
         self._next_id += 1
         stream = TokenStream(lambda: self._cancel(session.id))
         self._live[session.id] = LiveRequest(request, session, stream, self._clock())
-        self._gauges()
-        self._wake.set()
+        self._look()
         return stream
 
     def _cancel(self, session: int) -> None:
         if self._forget(session) is not None:
-            self._gauges()
-            self._wake.set()
+            self._look()
 
     def _forget(self, session: int) -> LiveRequest | None:
         live = self._live.pop(session, None)
@@ -184,6 +217,11 @@ class Pipeline:
             self._scheduler.finish(session)
             self._ended.set()
         return live
+
+    def _look(self) -> None:
+        """Something changed: there may be a step to start, or KV to release."""
+        self._gauges()
+        self._wake.set()
 
     def _gauges(self) -> None:
         running, waiting = self.sessions()
@@ -194,11 +232,9 @@ class Pipeline:
     # --- changes of plan, called by the coordinator --------------------------------------------
 
     async def pause(self) -> None:
-        """Start no more steps and wait for those in flight: a token boundary."""
+        """Start no more steps and wait for those in flight: a token boundary. `halt` ends the wait too."""
         self._paused = True
-        if self._scheduler.in_flight:
-            self._drained.clear()
-            await self._drained.wait()
+        await self._drained.wait()
 
     def halt(self) -> None:
         """Start no more steps and give up those in flight: the chain is broken."""
@@ -206,17 +242,24 @@ class Pipeline:
         self._scheduler.in_flight.clear()
         self._sent.clear()
         self._drained.set()
-        link, self._link = self._link, None
-        if link is not None:
-            self._closing = asyncio.create_task(link.close())
+        chain, self._chain = self._chain, None
+        if chain is not None:
+            self._later(chain.link.close())
+        self._gauges()
 
-    async def switch(self, plan: Plan, link: FrameLink, embedder: Embedder, head: LoadedHead) -> None:
-        """Serve ``plan`` from now on; live sessions are replayed through it."""
-        old = self._link
+    def switch(self, plan: Plan, link: FrameLink, embedder: Embedder, head: LoadedHead) -> None:
+        """Serve ``plan`` from now on; live sessions are replayed through it.
+
+        Without an await: a loss of the new chain is reported either before (and seen by the coordinator) or
+        after (and seen here), never in between.
+        """
+        old = self._chain
         replayed = sum(session.position for session in self._scheduler.running.values())
         self._metrics.replayed_tokens.inc(replayed)
-        self._plan, self._link, self._embedder, self._head = plan, link, embedder, head
+        self._plan = plan
+        self._chain = Chain(plan, link, embedder, head)
         self._sent.clear()
+        self._drained.set()
         self._scheduler.reset(
             replace(
                 self._settings.scheduler,
@@ -226,21 +269,21 @@ class Pipeline:
         )
         self._metrics.epoch.set(plan.epoch)
         self._paused = False
-        self.refusing = None
-        self._gauges()
-        self._wake.set()
+        self.refusing = self.next_context = None
+        self._look()
         if old is not None:
-            await old.close()
+            self._later(old.link.close())
 
     def resume(self) -> None:
         """Go on under the plan that serves, after a change that was given up before its commit."""
-        self._paused = False
+        self._paused = self._chain is None
         self._wake.set()
 
     def fail_all(self, reason: str) -> None:
         """End every live request with an error."""
         for live in list(self._live.values()):
             self._end(live, PipelineFailed(reason))
+        self._look()
 
     async def drain(self, grace_seconds: float) -> None:
         """Wait until no request lives, at most ``grace_seconds``; what is left then is failed."""
@@ -252,66 +295,61 @@ class Pipeline:
         except TimeoutError:
             self.fail_all("the entry shut down before the request was finished")
 
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
     # --- the loop -----------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Pump steps and take returns until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._pump(), name="pump")
-            group.create_task(self._take_returns(), name="returns")
-            group.create_task(self._watch(), name="watch")
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._pump(), name="pump")
+                group.create_task(self._take_returns(), name="returns")
+                group.create_task(self._watch(), name="watch")
+        finally:
+            self._head.close()
 
     async def _pump(self) -> None:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while not self._paused and (link := self._link) is not None:
-                batch = self._scheduler.next_batch()
-                frame = self._frame(batch) if batch else self._release_frame()
+            while not self._paused and (chain := self._chain) is not None:
+                frame = self._next_frame(chain)
                 if frame is None:
                     break
-                if batch:
-                    self._sent[batch.step] = self._clock()
-                    self._metrics.rows.inc(batch.rows)
-                    self._note_started(batch)
                 try:
-                    await link.send(frame)
+                    await chain.link.send(frame)
                 except LinkError:
-                    break  # the link has reported it as lost
+                    break  # the link has reported it as lost, or the chain was changed meanwhile
             self._gauges()
 
-    def _note_started(self, batch: MicroBatch) -> None:
-        now = self._clock()
-        for piece in batch.slices:
-            live = self._live.get(piece.session)
-            if live is not None and live.started is None:
-                live.started = now
-                self._metrics.queue_seconds.observe(now - live.submitted)
-
-    def _frame(self, batch: MicroBatch) -> pb.Frame:
-        assert self._plan is not None and self._embedder is not None
-        frame = pb.Frame(epoch=self._plan.epoch, step=batch.step, hop=0, released=batch.released)
-        rows: list[NDArray[Any]] = []
-        for piece in batch.slices:
-            frame.sessions.add(
-                session=piece.session,
-                position=piece.position,
-                count=piece.count,
-                keep=piece.keep,
-                capacity=piece.capacity,
-            )
-            rows.append(self._embedder.embed(piece.tokens, piece.position))
-        put_array(frame, np.concatenate(rows) if len(rows) > 1 else rows[0], self._plan.dtype)
-        return frame
-
-    def _release_frame(self) -> pb.Frame | None:
+    def _next_frame(self, chain: Chain) -> pb.Frame | None:
+        """The next micro-batch as a frame, else a frame of releases, else None."""
+        while (batch := self._scheduler.next_batch()) is not None:
+            try:
+                frame = frame_of(batch, chain.plan, chain.embedder)
+            except TokensRefused as error:
+                # One session's tokens. The others of the batch begin anew; nothing has left this process.
+                self._scheduler.rewind(batch.step)
+                self._end(self._live[error.session], PipelineFailed(str(error)))
+                continue
+            self._drained.clear()
+            self._note_sent(batch)
+            return frame
         released = self._scheduler.take_released()
         if not released:
             return None
-        assert self._plan is not None and self._embedder is not None
-        frame = pb.Frame(epoch=self._plan.epoch, step=self._scheduler.next_step(), hop=0, released=released)
-        put_array(frame, self._embedder.embed((), 0), self._plan.dtype)
-        return frame
+        return release_frame(self._scheduler.next_step(), released, chain.plan, chain.embedder)
+
+    def _note_sent(self, batch: MicroBatch) -> None:
+        now = self._sent[batch.step] = self._clock()
+        self._metrics.rows.inc(batch.rows)
+        for piece in batch.slices:
+            if (live := self._live.get(piece.session)) is not None:
+                self._observed.started(live, now)
 
     def on_frame(self, epoch: int, frame: pb.Frame) -> None:
         """From the return stream of ``epoch``."""
@@ -323,30 +361,26 @@ class Pipeline:
         if error.epoch != self.epoch:
             return
         where = f"hop {error.hop} on {error.node}: {error.field + ': ' if error.field else ''}{error.message}"
-        if (
-            error.code in (pb.BAD_FRAME, pb.KV_EXHAUSTED, pb.COMPUTE_FAILED)
-            and error.step in self._scheduler.in_flight
-        ):
+        if error.code in STEP_CODES and (batch := self._scheduler.in_flight.get(error.step)) is not None:
             log.warning("step failed", step=error.step, reason=where)
-            self._sent.pop(error.step, None)
             for session in self._scheduler.rewind(error.step):
                 live = self._live[session]
-                live.failures += 1
+                # Not the one that broke it, perhaps: only a step of its own speaks against a session.
+                live.failures += len(batch.slices) == 1
                 if live.failures > MAX_FAILURES:
                     self._end(live, PipelineFailed(where))
-            self._after_step()
+            self._after_step(error.step)
         elif error.code != pb.DRAINING:
             self.on_broken(where)
 
     async def _take_returns(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             epoch, frame, received = await self._returned.get()
-            if epoch != self.epoch or frame.step not in self._scheduler.in_flight:
+            chain, batch = self._chain, self._scheduler.in_flight.get(frame.step)
+            if chain is None or epoch != chain.plan.epoch or batch is None:
                 continue  # of a step that was given up, or a frame that only released
-            batch = self._scheduler.in_flight[frame.step]
             try:
-                self._check(frame, batch)
+                check_return(frame, batch, chain.plan, self._hidden_size)
             except FrameError as error:
                 self.on_broken(f"the last hop returned a bad frame: {error}")
                 continue
@@ -354,79 +388,28 @@ class Pipeline:
             wanted = [(piece, live) for piece in kept if (live := self._live.get(piece.session)) is not None]
             began = self._clock()
             try:
-                sampled = await loop.run_in_executor(self._compute, self._sample, frame, kept, wanted)
+                sampled = await self._head.sample(chain.head, frame, kept, wanted)
             except Exception as error:
-                log.error("sampling failed", exc_info=True, step=frame.step)
-                self._fail_step(frame.step, f"{type(error).__name__}: {error}")
-                continue
-            if epoch != self.epoch or frame.step not in self._scheduler.in_flight:
+                log.exception("sampling failed", step=frame.step)
+                sampled = [SamplerError(f"{type(error).__name__}: {error}") for _ in wanted]
+            if self._scheduler.in_flight.get(frame.step) is not batch:
                 continue  # the plan changed, or the chain broke, while the head computed
             self._scheduler.complete(frame.step)
-            self._observe(frame, received, began)
-            for (_piece, live), token in zip(wanted, sampled, strict=True):
-                if self._live.get(live.session.id) is not live:
-                    continue  # cancelled while the head computed
-                if isinstance(token, SamplerError):
-                    self._end(live, PipelineFailed(str(token)))
-                else:
-                    self._token(live, token)
-            self._after_step()
+            self._observed.step(frame, received - self._sent[frame.step], began - received)
+            for (_piece, live), drawn in zip(wanted, sampled, strict=True):
+                if self._live.get(live.session.id) is live:  # else cancelled while the head computed
+                    self._take(live, drawn)
+            self._after_step(frame.step)
 
-    def _check(self, frame: pb.Frame, batch: MicroBatch) -> None:
-        assert self._plan is not None
-        check_envelope(
-            frame,
-            Expectation(
-                epoch=self._plan.epoch,
-                hop=len(self._plan.segments),
-                dtype=self._plan.dtype,
-                hidden_size=self._hidden_size,
-                kv_budget_tokens=self._plan.kv_budget_tokens,
-                max_context_tokens=self._plan.max_context_tokens,
-            ),
-        )
-        sent = [(p.session, p.position, p.count, p.keep) for p in batch.slices]
-        came = [(p.session, p.position, p.count, p.keep) for p in frame.sessions]
-        if sent != came:
-            raise FrameError(
-                pb.BAD_FRAME, "sessions", f"step {frame.step} came back with others than it was sent with"
-            )
-        if frame.dims[0] != sum(piece.keep for piece in batch.slices):
-            raise FrameError(
-                pb.BAD_FRAME, "dims", f"{frame.dims[0]} rows, step {frame.step} keeps fewer or more"
-            )
-
-    def _sample(
-        self, frame: pb.Frame, kept: Sequence[Slice], wanted: Sequence[tuple[Slice, LiveRequest]]
-    ) -> list[Sampled | SamplerError]:
-        """On the head thread: logits of the kept rows, then one draw per session; one bad row fails one session."""
-        if not wanted:
-            return []
-        assert self._head is not None
-        hidden = array_of(frame)
-        rows = {piece.session: row for row, piece in enumerate(kept)}
-        if len(wanted) != len(kept):
-            hidden = np.ascontiguousarray(hidden[[rows[piece.session] for piece, _ in wanted]])
-        began = self._clock()
-        logits = self._head.logits(hidden)
-        computed = self._clock()
-        result = [draw(logits[row], live) for row, (_, live) in enumerate(wanted)]
-        self._metrics.step_seconds.labels("head").observe(computed - began)
-        self._metrics.step_seconds.labels("sample").observe(self._clock() - computed)
-        return result
-
-    def _token(self, live: LiveRequest, sampled: Sampled) -> None:
-        now = self._clock()
-        if live.last_token is None:
-            self.recent_ttft.append(now - live.submitted)
-        else:
-            self.recent_tpot.append(now - live.last_token)
-        live.last_token = now
-        self.tokens_total += 1
-        finish = live.take(sampled.token)
-        live.stream.put(TokenEvent(sampled.token, sampled.logprob, sampled.top, finish))
+    def _take(self, live: LiveRequest, drawn: Sampled | SamplerError) -> None:
+        if isinstance(drawn, SamplerError):
+            self._end(live, PipelineFailed(str(drawn)))
+            return
+        self._observed.token(live, self._clock())
+        finish = live.take(drawn.token)
+        live.stream.put(TokenEvent(drawn.token, drawn.logprob, drawn.top, finish))
         if finish is None:
-            self._scheduler.append(live.session.id, sampled.token)
+            self._scheduler.append(live.session.id, drawn.token)
         else:
             self._forget(live.session.id)
 
@@ -434,45 +417,16 @@ class Pipeline:
         self._forget(live.session.id)
         live.stream.put(error)
 
-    def _fail_step(self, step: int, reason: str) -> None:
-        for session in self._scheduler.rewind(step):
-            self._end(self._live[session], PipelineFailed(reason))
-        self._after_step()
-
-    def _after_step(self) -> None:
+    def _after_step(self, step: int) -> None:
+        self._sent.pop(step, None)
         if not self._scheduler.in_flight:
             self._drained.set()
-        self._gauges()
-        self._wake.set()
-
-    def _observe(self, frame: pb.Frame, received: float, began: float) -> None:
-        ring = received - self._sent.pop(frame.step, received)
-        inside = 0.0
-        for timing in frame.timings:
-            serialise = (timing.decode_us + timing.encode_us) / 1e6
-            for part, seconds in (
-                ("queue", timing.queue_us / 1e6),
-                ("serialise", serialise),
-                ("compute", timing.compute_us / 1e6),
-            ):
-                inside += seconds
-                self._metrics.hop_seconds.labels(str(timing.hop), part).observe(seconds)
-        self._metrics.step_seconds.labels("ring").observe(ring)
-        self._metrics.step_seconds.labels("wire").observe(max(0.0, ring - inside))
-        self._metrics.step_seconds.labels("return_queue").observe(began - received)
+        self._look()
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(min(1.0, self._settings.step_seconds / 4))
-            if self._sent and not (self._paused and self._drained.is_set()):
+            if self._sent:
                 step, sent = min(self._sent.items(), key=lambda item: item[1])
                 if self._clock() - sent > self._settings.step_seconds:
                     self.on_broken(f"step {step} got no answer in {self._settings.step_seconds:g} s")
-
-
-def draw(logits: NDArray[np.float32], live: LiveRequest) -> Sampled | SamplerError:
-    """The next token of one request from ``[vocab]`` logits, or why there is none."""
-    try:
-        return sample(logits, live.request.sampling, live.counts, live.generated)
-    except SamplerError as error:
-        return error

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import grpc
 
 from splitinfer.segment_runtime.channel import EPOCH_KEY, HOP_KEY, StreamContext, read_frame
@@ -18,13 +16,19 @@ class ReturnService(rpc.ActivationsServicer):
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
         self._expected: tuple[int, int] | None = None
+        self._open: set[int] = set()
 
     def expect(self, epoch: int, hop: int) -> None:
         """From now on the stream of ``epoch`` may come; ``hop`` is one past its last segment."""
         self._expected = (epoch, hop)
 
-    # The stubs know only the iterator form of a handler; read and write are grpc.aio's other form.
-    async def Stream(self, _iterator: object, context: StreamContext) -> None:  # type: ignore[override]
+    def is_open(self, epoch: int) -> bool:
+        """Whether the last hop of ``epoch`` is connected."""
+        return epoch in self._open
+
+    # The stubs know only the iterator form of a handler; read and write are grpc.aio's other form, and the
+    # name is the protocol's.
+    async def Stream(self, _iterator: object, context: StreamContext) -> None:  # type: ignore[override]  # noqa: N802
         """One stream per epoch. Its end, while its epoch serves, means that the chain is broken."""
         metadata = {str(k): str(v) for k, v in context.invocation_metadata() or ()}
         came = (metadata.get(EPOCH_KEY, ""), metadata.get(HOP_KEY, ""))
@@ -35,8 +39,9 @@ class ReturnService(rpc.ActivationsServicer):
             )
         epoch, hop = self._expected
         self._expected = None
-        await context.write(pb.Signal(opened=pb.Opened(epoch=epoch, hop=hop)))
+        self._open.add(epoch)
         try:
+            await context.write(pb.Signal(opened=pb.Opened(epoch=epoch, hop=hop)))
             while (frame := await read_frame(context)) is not None:
                 if frame.epoch != epoch:
                     error = pb.StreamError(
@@ -51,11 +56,8 @@ class ReturnService(rpc.ActivationsServicer):
                     await context.write(pb.Signal(error=error))
                     continue
                 self._pipeline.on_frame(epoch, frame)
-        except asyncio.CancelledError:
-            self._ended(epoch)
-            raise
-        self._ended(epoch)
-
-    def _ended(self, epoch: int) -> None:
-        if epoch == self._pipeline.epoch and self._pipeline.ready():
-            self._pipeline.on_broken("the last hop closed the return stream")
+        finally:
+            # However it ended, and also while the pipeline pauses: steps may still be on their way.
+            self._open.discard(epoch)
+            if epoch == self._pipeline.epoch:
+                self._pipeline.on_broken("the last hop closed the return stream")

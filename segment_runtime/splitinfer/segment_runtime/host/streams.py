@@ -68,6 +68,7 @@ class HopStreams(rpc.ActivationsServicer):
         self._clock = clock
         self._links: dict[Key, FrameLink] = {}
         self._streams: dict[Key, Incoming] = {}
+        self._early: dict[Key, pb.StreamError] = {}
         self._connecting = asyncio.Lock()
         self._background: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
@@ -119,6 +120,7 @@ class HopStreams(rpc.ActivationsServicer):
         for key, incoming in self._streams.items():
             if key[0] == epoch:
                 incoming.released.set()
+        self._early = {key: error for key, error in self._early.items() if key[0] != epoch}
         for key in [key for key in self._links if key[0] == epoch]:
             await self._links.pop(key).close()
 
@@ -132,7 +134,11 @@ class HopStreams(rpc.ActivationsServicer):
 
     def _signal(self, key: Key, error: pb.StreamError) -> None:
         incoming = self._streams.get(key)
-        if incoming is not None and incoming.signals.qsize() < QUEUED_SIGNALS:
+        if incoming is None and self._ranges.hop(*key) is not None:
+            self._early[key] = (
+                error  # the upstream is still to come: it must learn that this chain is no good
+            )
+        elif incoming is not None and incoming.signals.qsize() < QUEUED_SIGNALS:
             incoming.signals.put_nowait(pb.Signal(error=error))
 
     def _signal_code(
@@ -167,8 +173,8 @@ class HopStreams(rpc.ActivationsServicer):
         incoming.signals.put_nowait(pb.Signal(opened=pb.Opened(epoch=key[0], hop=key[1])))
         if self.draining:
             self._signal_draining(key)
-        if (link := self._links.get(key)) is not None and link.lost is not None:
-            self._lost(key, link.lost)
+        if (early := self._early.pop(key, None)) is not None:
+            self._signal(key, early)
         read = asyncio.create_task(self._read(incoming, context))
         work = asyncio.create_task(self._work(key, hop, incoming))
         write = asyncio.create_task(self._write(incoming, context))
