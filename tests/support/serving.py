@@ -54,7 +54,7 @@ class Served:
 
 @asynccontextmanager
 async def served(
-    generator: FakeGenerator, codec: TextCodec, limits: Limits | None = None
+    generator: FakeGenerator, codec: TextCodec, limits: Limits | None = None, *, drain_seconds: float = 0
 ) -> AsyncIterator[Served]:
     """Serve on a free port of the loopback until the block ends."""
     registry, clock, drawn = CollectorRegistry(), Ticks(), list[int]()
@@ -73,7 +73,7 @@ async def served(
         now=lambda: 1_700_000_000.9,
         entropy=entropy,
     )
-    endpoint = await start(app, "127.0.0.1", 0, drain_seconds=0)
+    endpoint = await start(app, "127.0.0.1", 0, drain_seconds=drain_seconds)
     try:
         async with (
             AsyncOpenAI(base_url=f"{endpoint.url}/v1", api_key="none", max_retries=0) as client,

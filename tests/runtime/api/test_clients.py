@@ -12,6 +12,7 @@ import pytest
 
 from splitinfer.segment_runtime.api import stream as stream_module
 from splitinfer.segment_runtime.api.app import Limits
+from splitinfer.segment_runtime.text.codec import TextCodec
 from tests.support.fake_generator import FakeGenerator
 from tests.support.serving import Served, served, within_a_second
 from tests.support.tiny_text import tiny_codec
@@ -151,6 +152,50 @@ async def test_a_keep_alive_connection_serves_one_request_after_another(api: Ser
         assert (await reader.readline()).split()[1] == status
         await reader.readuntil(end)
     writer.close()
+
+
+@pytest.mark.parametrize("kind", ["stream", "whole", "body"])
+async def test_a_stop_ends_what_does_not_end_by_itself(api: Served, kind: str) -> None:
+    """Neither a request that runs on nor a body that never comes holds up a stop; the sessions are freed."""
+    api.generator.pause_after = 1
+    request = raw_request(CHAT | {"stream": kind == "stream"})
+    reader, writer = await asyncio.open_connection(api.endpoint.host, api.endpoint.port)
+    writer.write(request[:-3] if kind == "body" else request)
+    await (api.http.get("/health") if kind == "body" else admitted(api))
+    async with asyncio.timeout(5):
+        await api.endpoint.stop()
+        await within_a_second(*(session.ended for session in api.generator.streams))
+        assert b"[DONE]" not in await reader.read()
+    assert api.generator.open_sessions == 0
+    writer.close()
+
+
+async def is_listening(api: Served) -> bool:
+    """Whether a new connection is taken."""
+    try:
+        _, writer = await asyncio.open_connection(api.endpoint.host, api.endpoint.port)
+    except ConnectionError:
+        return False
+    writer.close()
+    return True
+
+
+async def test_a_stop_lets_a_running_request_finish(generator: FakeGenerator, codec: TextCodec) -> None:
+    """Within the drain time an answer that is under way is given whole, and no new connection is taken."""
+    generator.pause_after = 1
+    async with served(generator, codec, drain_seconds=20) as api:
+        reader, writer = await asyncio.open_connection(api.endpoint.host, api.endpoint.port)
+        writer.write(raw_request(CHAT | {"stream": True}))
+        await admitted(api)
+        stop = asyncio.create_task(api.endpoint.stop())
+        async with asyncio.timeout(5):
+            while await is_listening(api):
+                pass
+        generator.gate.set()
+        async with asyncio.timeout(10):
+            assert b"data: [DONE]" in await reader.read()
+            await stop
+        writer.close()
 
 
 async def test_events_are_server_sent_events(api: Served) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+_LEAST_PATIENCE = 0.01
+
 
 class EndpointUnavailable(Exception):
     """The address cannot be listened on."""
@@ -38,7 +40,9 @@ async def start(app: web.Application, host: str, port: int, *, drain_seconds: fl
     Raises:
         EndpointUnavailable: the port is in use, or the host is not one of this machine.
     """
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=drain_seconds)
+    # aiohttp waits this long twice, before it breaks off reading a body and before it cancels; 0 would be forever.
+    patience = max(drain_seconds / 2, _LEAST_PATIENCE)
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=patience)
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port).start()
