@@ -29,8 +29,10 @@ class Screen:
         self._shown_percent = -1
         self._last_error: str | None = None
         self._epoch: int | None = None
+        self._open = False
 
     def __enter__(self) -> Self:
+        self._open = True
         if self.console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -47,6 +49,7 @@ class Screen:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._open = False
         if self._bar is not None:
             self._bar.stop()
             self._bar = self._task = None
@@ -69,7 +72,7 @@ class Screen:
             if self._epoch is not None:
                 self.note(f"entry: serving, epoch {status.epoch}")
             self._epoch = status.epoch
-        if status.state == "preparing":
+        if status.state == "preparing" and self._open:
             self._loading(status.progress.loaded_bytes, status.progress.total_bytes)
 
     def _loading(self, loaded: int, total: int) -> None:
