@@ -64,6 +64,14 @@ CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "llama-dynamic-rope": (  # frequencies that depend on how long the sequence is by now
+        "LlamaConfig",
+        _GQA
+        | {
+            "max_position_embeddings": 16,
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
+        },
+    ),
     "mistral-sliding": ("MistralConfig", _GQA | _SLIDING | {"head_dim": 16}),
     "mistral-full": ("MistralConfig", _GQA | {"sliding_window": None}),
     "qwen2": ("Qwen2Config", _GQA),
