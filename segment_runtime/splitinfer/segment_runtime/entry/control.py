@@ -102,6 +102,7 @@ async def status(coordinator: Coordinator, pipeline: Pipeline) -> dict[str, Any]
         "plan": plan.model_dump(mode="json") if plan else None,
         "plan_digest": plan.digest if plan else None,
         "target_epoch": coordinator.target_epoch,
+        "newest_epoch": coordinator.newest_epoch,
         "progress": {"loaded_bytes": done, "total_bytes": total},
         "last_error": coordinator.last_error,
         "hosts": {

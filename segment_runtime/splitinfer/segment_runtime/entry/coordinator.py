@@ -207,6 +207,11 @@ class Coordinator:
         return "serving" if self._pipeline.plan else "empty"
 
     @property
+    def newest_epoch(self) -> int:
+        """Newest epoch that was seen; a plan must be newer."""
+        return self._epoch
+
+    @property
     def target_epoch(self) -> int | None:
         """Epoch that is being prepared."""
         plan = self._changing or self._newer_target()
