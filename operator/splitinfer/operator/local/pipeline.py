@@ -13,7 +13,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +22,7 @@ from rich.console import Console
 
 from splitinfer.operator.errors import CommandFailed, UserError
 from splitinfer.operator.local import runfile
+from splitinfer.operator.local.control import EntryStatus
 from splitinfer.operator.local.decide import ENTRY
 from splitinfer.operator.local.lifetime import Stop, ask_on_signals, ask_when_orphaned
 from splitinfer.operator.local.models import home
@@ -141,6 +142,7 @@ async def serve(
     parent = os.getppid()
     commands = commands or RuntimeCommands()
     screen = Screen(console or Console())
+    recorder = _Recorder(screen)
     logs = _fresh_folder(home() / "logs" / str(settings.port or f"pid-{os.getpid()}"))
     supervisor = Supervisor(
         request.plan,
@@ -149,7 +151,7 @@ async def serve(
             ENTRY: commands.entry(request, settings.port),
         },
         logs,
-        screen,
+        recorder,
     )
     stop = Stop(again=supervisor.kill)
     ask_on_signals(stop)
@@ -164,7 +166,7 @@ async def serve(
         port = int(endpoint.rpartition(":")[2])
         supervisor.amend(ENTRY, commands.entry(request, port))
         _print_endpoint(screen, endpoint, request.model.name)
-        watch = asyncio.create_task(_keep_run_file(supervisor, endpoint, request.model.name, port))
+        recorder.begin(supervisor, endpoint, request.model.name, port)
         try:
             if settings.prompt is not None:
                 await _first_of(supervision, stop.wait(), _answer(screen, endpoint, request, settings))
@@ -173,8 +175,7 @@ async def serve(
                     screen.note("serving; Ctrl-C stops it")
                 await _first_of(supervision, stop.wait())
         finally:
-            watch.cancel()
-            await asyncio.gather(watch, return_exceptions=True)
+            recorder.end()
             (runfile.run_folder() / f"{port}.json").unlink(missing_ok=True)
         if stop.asked():
             screen.note(f"stopping: {stop.why}")
@@ -240,27 +241,52 @@ def _print_endpoint(screen: Screen, endpoint: str, model: str) -> None:
     screen.note(f"endpoint: {endpoint}/v1 (model {model})")
 
 
-async def _keep_run_file(supervisor: Supervisor, endpoint: str, model: str, port: int) -> None:
-    """Write the run file, again whenever a process changed."""
-    pid, written = os.getpid(), None
-    started = runfile.started_at(pid)
-    while True:
-        control = supervisor.listening(ENTRY).get("control")
-        processes = {name: child.pid for name, child in supervisor.children.items()}
-        if control and (control, processes) != written:
-            written = (control, processes)
-            runfile.write(
-                runfile.RunFile(
-                    endpoint=endpoint,
-                    control=f"http://{control}",
-                    model=model,
-                    pid=pid,
-                    started=started or 0,
-                    processes=processes,
-                ),
-                port,
+class _Recorder:
+    """A `Listener` that keeps the run file true, before it lets the screen tell what changed."""
+
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+        self._write: Callable[[], None] | None = None
+
+    def begin(self, supervisor: Supervisor, endpoint: str, model: str, port: int) -> None:
+        """Write the run file, and from now on again whenever a process changes."""
+        pid = os.getpid()
+        started = runfile.started_at(pid) or 0
+
+        def write() -> None:
+            control = supervisor.listening(ENTRY).get("control")
+            if control is None:
+                return  # the entry is starting; its new address is written when it is up
+            run = runfile.RunFile(
+                endpoint=endpoint,
+                control=f"http://{control}",
+                model=model,
+                pid=pid,
+                started=started,
+                processes={name: child.pid for name, child in supervisor.children.items()},
             )
-        await asyncio.sleep(1.0)
+            runfile.write(run, port)
+
+        self._write = write
+        write()
+
+    def end(self) -> None:
+        """Write no more."""
+        self._write = None
+
+    def process(self, name: str, what: str) -> None:
+        """A process changed."""
+        if self._write is not None:
+            self._write()
+        self._screen.process(name, what)
+
+    def status(self, status: EntryStatus) -> None:
+        """The entry was asked."""
+        self._screen.status(status)
+
+    def note(self, text: str) -> None:
+        """Something a person should know."""
+        self._screen.note(text)
 
 
 def _fresh_folder(path: Path) -> Path:

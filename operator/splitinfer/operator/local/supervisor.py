@@ -70,7 +70,7 @@ class Supervisor:
         return {name: child for name, child in self._children.items() if child.exit_code is None}
 
     def listening(self, name: str) -> Mapping[str, object]:
-        """What a process said when it came up; empty while it is not."""
+        """What a process said when it last came up; empty if it has not since it was last started."""
         child = self._children.get(name)
         return (child.listening if child else None) or {}
 
