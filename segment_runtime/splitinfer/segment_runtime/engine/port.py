@@ -68,7 +68,11 @@ class KvBlob:
 
 
 class LoadedRange(Protocol):
-    """Blocks ``[start, stop)`` in memory, with the KV caches of their sessions."""
+    """Blocks ``[start, stop)`` in memory, with the KV caches of their sessions.
+
+    Steps of one range come one at a time. Opening and closing sessions, and whatever happens to other ranges, may
+    run beside a step, as long as the sessions of the step are left alone.
+    """
 
     start: int
     stop: int
@@ -86,7 +90,11 @@ class LoadedRange(Protocol):
         """Bytes of KV reserved now: the sum over open sessions of capacity x kv_bytes_per_token."""
 
     def open(self, session: int, capacity: int) -> None:
-        """Reserve KV for ``capacity`` tokens. Raises SessionError if it is open already."""
+        """Reserve KV for ``capacity`` tokens, at least one.
+
+        Raises:
+            SessionError: the session is open already, the capacity is none, or the range was dropped.
+        """
 
     def close(self, session: int) -> None:
         """Free the KV of a session at once. Raises SessionError if it is not open."""
@@ -109,13 +117,20 @@ class LoadedRange(Protocol):
         """
 
     def export_kv(self, session: int, begin: int, end: int) -> KvBlob:
-        """KV of tokens ``[begin, end)`` as bytes."""
+        """KV of tokens ``[begin, end)`` as bytes. Raises SessionError unless they are all there."""
 
     def import_kv(self, session: int, blob: KvBlob) -> None:
-        """Append exported KV; ``blob.begin`` must equal `length`."""
+        """Append exported KV; ``blob.begin`` must equal `length`. What follows has the bits of the session it left.
+
+        Raises:
+            SessionError: another dtype, size or position, or past the capacity; before anything is changed.
+        """
 
     def drop(self) -> None:
-        """Free the weights (unless another range shares them) and every session."""
+        """Free the weights (unless another range shares them) and every session, at once.
+
+        Afterwards the byte counts are 0 and everything else is a SessionError.
+        """
 
 
 class LoadedHead(Protocol):
@@ -126,7 +141,11 @@ class LoadedHead(Protocol):
         """Resident bytes of the head."""
 
     def logits(self, hidden: Array) -> NDArray[np.float32]:
-        """``[rows, hidden_size]`` -> float32 ``[rows, vocab_size]``."""
+        """``[rows, hidden_size]`` -> float32 ``[rows, vocab_size]``.
+
+        Raises:
+            EngineError: another width or dtype.
+        """
 
 
 class Engine(Protocol):
