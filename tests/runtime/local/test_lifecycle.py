@@ -34,7 +34,7 @@ def test_once_prints_the_plan_and_the_answer_and_leaves_nothing(home: Home) -> N
     done = home.run(*UP, "--once", "--prompt", "Why is the sky blue?")
 
     assert done.returncode == 0, done.stdout + done.stderr
-    for expected in ("node-0", "0-2", "node-1", "3-5", "Because of scattering.", "3 tokens"):
+    for expected in ("node-0", "0-2", "node-1", "3-5", "Because of scattering.", ", 3 tokens,"):
         assert expected in done.stdout
     assert "http://127.0.0.1:" in done.stdout
     assert len(home.pids()) == 3
@@ -192,7 +192,7 @@ def test_status_and_chat_find_the_running_pipeline(home: Home) -> None:
         assert expected in table.stdout
     answer = home.run("chat", "--prompt", "Why?")
     assert answer.stdout == "Because of scattering.\n"
-    assert "3 tokens" in answer.stderr
+    assert ", 3 tokens," in answer.stderr
     wrong = home.run("status", "--url", "http://127.0.0.1:1")
     assert wrong.returncode == 2
     assert "error: --url: no local pipeline at" in wrong.stderr
@@ -207,7 +207,7 @@ def test_a_conversation_ends_with_its_input(home: Home) -> None:
 
     assert done.returncode == 0, done.stderr
     assert done.stdout == "Because of scattering.\n" * 2
-    assert done.stderr.count("3 tokens") == 2
+    assert done.stderr.count(", 3 tokens,") == 2
 
 
 def test_a_conversation_with_nobody_says_what_to_do(home: Home) -> None:

@@ -108,7 +108,7 @@ def test_once_answers_with_the_real_model(home: RealHome) -> None:
 
     assert up.returncode == 0, output + rest
     assert "node-1" in output
-    assert "8 tokens" in rest
+    assert ", 8 tokens," in rest
     assert list((home.path / "run").glob("*.json")) == []
 
 
