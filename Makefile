@@ -63,7 +63,7 @@ bench: $(DEV_READY) ## the benchmarks; ARGS to choose
 	@$(PY) -m benchmarks $(ARGS)
 
 soak: $(DEV_READY) ## the long runs: plans changed and hosts killed under load
-	@$(PY) -m benchmarks.soak $(ARGS)
+	@$(PY) -m tests.chaos.soak $(ARGS)
 
 proto: $(DEV_READY) ## generate the gRPC stubs from runtime.proto
 	@cd segment_runtime && PATH="$(abspath $(VENV))/bin:$$PATH" python -m grpc_tools.protoc -I. \
