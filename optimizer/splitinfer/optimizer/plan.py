@@ -17,8 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field
 DTypeName = Literal["float32", "bfloat16", "float16"]
 
 
-class PlanError(ValueError):
+class PlanError(Exception):
     """A plan that breaks a rule of its own, before any host is asked.
+
+    Not a ValueError: pydantic would wrap that, and with it hide the field's path.
 
     Attributes:
         field: path of the offending field, e.g. ``segments[2].start``.
@@ -115,14 +117,23 @@ def check_segments(segments: Sequence[Segment], blocks: int) -> None:
         if segment.stop <= segment.start:
             raise PlanError(where, f"{segment} is empty; a segment holds at least one block (start < stop)")
         if segment.start < expected:
-            raise PlanError(f"{where}.start", f"{segment} overlaps block {segment.start}, already covered up to {expected}")
+            raise PlanError(
+                f"{where}.start",
+                f"{segment} overlaps block {segment.start}, already covered up to {expected}",
+            )
         if segment.start > expected:
-            raise PlanError(f"{where}.start", f"blocks [{expected}:{segment.start}) are missing before {segment}")
+            raise PlanError(
+                f"{where}.start", f"blocks [{expected}:{segment.start}) are missing before {segment}"
+            )
         expected = segment.stop
     if expected > blocks:
-        raise PlanError(f"segments[{len(segments) - 1}].stop", f"{expected} is past the model's {blocks} blocks")
+        raise PlanError(
+            f"segments[{len(segments) - 1}].stop", f"{expected} is past the model's {blocks} blocks"
+        )
     if expected < blocks:
-        raise PlanError(f"segments[{len(segments) - 1}].stop", f"blocks [{expected}:{blocks}) are missing at the end")
+        raise PlanError(
+            f"segments[{len(segments) - 1}].stop", f"blocks [{expected}:{blocks}) are missing at the end"
+        )
 
 
 def equal_cuts(blocks: int, nodes: Sequence[str]) -> tuple[Segment, ...]:
@@ -154,7 +165,8 @@ def cuts_at(blocks: int, cuts: Iterable[int], nodes: Sequence[str]) -> tuple[Seg
     if len(nodes) != len(edges) - 1:
         raise PlanError("nodes", f"{len(edges) - 1} segments need as many nodes, got {len(nodes)}")
     segments = tuple(
-        Segment(node=node, start=start, stop=stop) for node, start, stop in zip(nodes, edges, edges[1:], strict=False)
+        Segment(node=node, start=start, stop=stop)
+        for node, start, stop in zip(nodes, edges, edges[1:], strict=False)
     )
     check_segments(segments, blocks)
     return segments
