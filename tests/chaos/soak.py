@@ -25,6 +25,7 @@ import torch
 
 from splitinfer.segment_runtime.engine.factory import create_engine
 from splitinfer.segment_runtime.store.reader import StoredModel
+from splitinfer.segment_runtime.text.codec import TextCodec
 from tests.support.churn import Churn
 from tests.support.fleet import Fleet, Load, assert_no_leak, random_plan
 from tests.support.models import random_case, smollm2_stored
@@ -52,13 +53,11 @@ def model_and_prompts(name: str, root: Path) -> tuple[StoredModel, Path, list[li
     if name == "tiny":
         case = random_case("llama", root)
         return case.stored, root / "models", random_prompts(case.stored.index.vocab_size, 40, (2, 40), seed=3)
-    from tokenizers import Tokenizer
-
     model = smollm2_stored()
-    tokenizer = Tokenizer.from_str((model.folder / "tokenizer.json").read_text("utf-8"))
-    prompts = [list(tokenizer.encode(text).ids) for text in TEXTS]
+    codec = TextCodec.from_model(model)
+    prompts = [list(codec.encode(text)) for text in TEXTS]
     prompts += [ids[:cut] for ids in prompts for cut in range(3, len(ids))]
-    return model, model.folder.parent, prompts
+    return model, model.path.parent, prompts
 
 
 async def soak(args: argparse.Namespace, root: Path) -> int:

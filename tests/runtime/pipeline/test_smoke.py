@@ -1,28 +1,26 @@
+"""The shortest way through everything: hosts, a plan, a request, another plan, the same tokens."""
+
+from __future__ import annotations
+
 import torch
-from tests.support.models import random_case
-from tests.support.pipelines import *
+
+from splitinfer.segment_runtime.engine.port import Engine
+from tests.support.models import Case
+from tests.support.pipelines import cut, plan_for, running_entry
+
+PROMPT = [5, 6, 7, 8, 9]
 
 
-async def test_smoke(tmp_path):
-    torch.set_num_threads(1)
-    case = random_case("llama", tmp_path)
-    hosts = [start_host(tmp_path / "models", f"node-{i}", tmp_path) for i in range(2)]
-    addresses = {h.node: h.address for h in hosts}
-    try:
-        async with running_entry(case.stored) as entry:
-            await entry.serve(plan_for(case.stored, cut(case.stored, [2], ["node-0", "node-1"])), addresses)
-            events = await entry.generate([5, 6, 7, 8, 9], 12)
-            ref = case.reference.generate(
-                torch.tensor([[5, 6, 7, 8, 9]]), max_new_tokens=12, do_sample=False, eos_token_id=None
-            )
-            assert [e.token for e in events] == ref[0, 5:].tolist()
-            await entry.serve(
-                plan_for(case.stored, cut(case.stored, [1, 3], ["node-1", "node-0", "node-1"]), epoch=2),
-                addresses,
-            )
-            events = await entry.generate([5, 6, 7, 8, 9], 12)
-            assert [e.token for e in events] == ref[0, 5:].tolist()
-    finally:
-        for h in hosts:
-            h.stop()
-            print(h.log.read_text())
+async def test_a_split_model_gives_the_tokens_of_transformers_generate(
+    case: Case, engine: Engine, hosts: dict[str, str]
+) -> None:
+    """Two hosts, then a U-shape over the same two: both times what transformers generates unsplit."""
+    ids = torch.tensor([PROMPT])
+    whole = case.reference.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=None)  # type: ignore[operator]
+    expected = whole[0, len(PROMPT) :].tolist()
+    async with running_entry(case.stored, engine=engine) as entry:
+        await entry.serve(plan_for(case.stored, cut(case.stored, [2], ["node-0", "node-1"])), hosts)
+        assert [event.token for event in await entry.generate(PROMPT, 12)] == expected
+        shape = cut(case.stored, [1, 3], ["node-1", "node-0", "node-1"])
+        await entry.serve(plan_for(case.stored, shape, epoch=entry.coordinator.newest_epoch + 1), hosts)
+        assert [event.token for event in await entry.generate(PROMPT, 12)] == expected

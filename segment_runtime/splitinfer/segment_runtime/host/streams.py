@@ -182,12 +182,17 @@ class HopStreams(rpc.ActivationsServicer):
         tasks: set[asyncio.Task[Any]] = {read, work, write, released}
         try:
             await asyncio.wait(tasks - {read}, return_when=asyncio.FIRST_COMPLETED)
+            # What is left to say is said before the status: gRPC loses a status that meets a write under way.
+            incoming.signals.put_nowait(None)
+            await asyncio.wait({write}, timeout=FLUSH_SECONDS)
+            name = f"epoch {key[0]} hop {key[1]}"
             if not work.done():
                 reason = "was released" if released.done() else "cannot be answered any more"
-                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"epoch {key[0]} {reason}")
+                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{name} {reason}")
             work.result()
-            incoming.signals.put_nowait(None)  # what is left to say is said first
-            await asyncio.wait({write}, timeout=FLUSH_SECONDS)
+            await asyncio.wait({read})  # which has told the worker to end, and is about to itself
+            if (error := read.exception()) is not None:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{name}: not a frame: {error}")
         finally:
             self._end(key, hop, tasks)
             await asyncio.gather(*tasks, return_exceptions=True)
