@@ -40,6 +40,7 @@ from splitinfer.segment_runtime.wire import DTYPES
 log = structlog.get_logger()
 
 RETRY_SECONDS = 1.0
+LONGEST_RETRY_SECONDS = 10.0
 """How often a recovery looks again whether a host has come back: nobody may be there to say so."""
 SWEEP_SECONDS = 5.0
 """How often a host that did not answer a sweep is asked again; until then it may hold weights that nobody uses."""
@@ -86,7 +87,7 @@ class Coordinator:
         self._returns = returns
         self._return_address = return_address
         self._metrics = metrics
-        self._recovery_seconds = recovery_seconds
+        self.recovery_seconds = recovery_seconds
         self._clock = clock
         self._hosts: dict[str, HostClient] = {}
         self._heads: dict[str, tuple[Embedder, LoadedHead]] = {}
@@ -98,6 +99,10 @@ class Coordinator:
         self._recoveries = 0
         """Recoveries that failed since the chain broke."""
         self._deadline: asyncio.TimerHandle | None = None
+        self._at_switch = (0, 0)
+        """Steps started and completed when the chain was last switched."""
+        self._fruitless = 0
+        """Chains in a row that were committed, and broke before they completed a step."""
         self._draining: set[str] = set()
         self._unswept: set[str] = set()
         self._wake = asyncio.Event()
@@ -168,15 +173,31 @@ class Coordinator:
         if self._broken is None:
             log.warning("pipeline broken", epoch=self._pipeline.epoch, reason=reason)
             self._broken, self._recoveries = reason, 0
-            loop = asyncio.get_running_loop()
-            self._deadline = loop.call_later(self._recovery_seconds, self._give_up)
+            self.last_error = reason
+            started, completed = self._since_switch()
+            if self._deadline is not None and started and not completed:
+                self._fruitless += 1
+            elif completed:
+                self._fruitless = 0
+            if not self._fruitless:  # else the deadline of the first break goes on
+                self._cancel_deadline()
+                loop = asyncio.get_running_loop()
+                self._deadline = loop.call_later(self.recovery_seconds, self._give_up)
+            # Further reports of the same break are no news, and must not cut short the pause before a retry.
+            self._wake.set()
         self._pipeline.halt()
-        self._wake.set()
 
     def _give_up(self) -> None:
         """The deadline: whoever waits learns that it was in vain. The recovery goes on."""
-        self._failed = True
+        self._deadline = None
+        if self._broken is None and (not self._fruitless or self._since_switch()[1]):
+            return  # it serves
         reason = f"the pipeline is broken ({self._broken}) and has not recovered: {self.last_error}"
+        if self._broken is None:
+            # Committed once more, and as little proven as those before: the requests end, new ones may try it.
+            self._pipeline.fail_all(reason)
+            return
+        self._failed = True
         log.error("recovery deadline", reason=reason)
         self._pipeline.refusing = reason
         self._pipeline.fail_all(reason)
@@ -190,7 +211,7 @@ class Coordinator:
 
     async def close(self) -> None:
         """Close the connections to the hosts; they keep what they have."""
-        self._mended()
+        self._cancel_deadline()
         await asyncio.gather(*(client.close() for client in self._hosts.values()), *self._background)
 
     # --- what the status says ----------------------------------------------------------------------
@@ -267,6 +288,8 @@ class Coordinator:
 
     async def _once(self) -> None:
         """One change, or what follows from its failure."""
+        if self._fruitless:
+            await self._pause_for(min(RETRY_SECONDS * 2 ** (self._fruitless - 1), LONGEST_RETRY_SECONDS))
         before = self._situation()
         plan: Plan | None = None
         try:
@@ -309,12 +332,17 @@ class Coordinator:
         self._failed = self._failed or verdict.failed
         if verdict.again:
             self._recoveries += 1
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(RETRY_SECONDS):
-                    await self._wake.wait()
-            self._wake.clear()
+            await self._pause_for(RETRY_SECONDS)
         elif not now.broken:
             self._pipeline.resume()
+
+    async def _pause_for(self, seconds: float) -> None:
+        """Wait before the next try; a new plan or a new address of a host ends the wait."""
+        self._wake.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        self._wake.clear()
 
     async def _change(self, plan: Plan) -> None:
         """Prepare, token boundary, commit; the old epoch is swept afterwards. Raises ChangeFailed."""
@@ -389,8 +417,18 @@ class Coordinator:
 
     def _mended(self) -> None:
         self._broken, self._failed = None, False
+        # The deadline stays until a step has shown that the chain works, see `broken` and `_give_up`.
+        self._at_switch = (self._pipeline.steps_started, self._pipeline.steps_completed)
+
+    def _since_switch(self) -> tuple[int, int]:
+        """Steps started and completed in the chain that was switched to last."""
+        started, completed = self._at_switch
+        return self._pipeline.steps_started - started, self._pipeline.steps_completed - completed
+
+    def _cancel_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
+            self._deadline = None
 
     def _on_error(self, error: pb.StreamError) -> None:
         if error.code == pb.DRAINING:

@@ -124,6 +124,9 @@ class Pipeline:
         """Set when a request ends."""
         self._returned: asyncio.Queue[tuple[int, pb.Frame, float]] = asyncio.Queue()
         self._background: set[asyncio.Task[None]] = set()
+        self.steps_started = 0
+        self.steps_completed = 0
+        """Steps that were sent and that came back right, over all epochs: what shows whether a chain works."""
         self.on_broken: Callable[[str], None] = _nobody_minds
         self.refusing: str | None = None
         """Why no request is taken though a plan served once; set by the coordinator when it gives up for now."""
@@ -345,6 +348,7 @@ class Pipeline:
         return release_frame(self._scheduler.next_step(), released, chain.plan, chain.embedder)
 
     def _note_sent(self, batch: MicroBatch) -> None:
+        self.steps_started += 1
         now = self._sent[batch.step] = self._clock()
         self._metrics.rows.inc(batch.rows)
         for piece in batch.slices:
@@ -395,6 +399,7 @@ class Pipeline:
             if self._scheduler.in_flight.get(frame.step) is not batch:
                 continue  # the plan changed, or the chain broke, while the head computed
             self._scheduler.complete(frame.step)
+            self.steps_completed += 1
             self._observed.step(frame, received - self._sent[frame.step], began - received)
             for (_piece, live), drawn in zip(wanted, sampled, strict=True):
                 if self._live.get(live.session.id) is live:  # else cancelled while the head computed
