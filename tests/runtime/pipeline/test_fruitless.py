@@ -47,5 +47,6 @@ async def test_recoveries_without_a_step_slow_down_and_end_the_request(
         await asyncio.to_thread(
             until, entry.pipeline.ready, seconds=30, what="the chain to be tried once more"
         )
-        events = [event async for event in entry.pipeline.submit(twins[0].request)]
+        request = twins[0].request
+        events = await entry.generate(request.prompt, request.max_tokens, request.sampling)
         assert list(twins[0].tokens) == [event.token for event in events]
