@@ -48,7 +48,10 @@ def _host(arguments: Sequence[str], parent: Connection, says: Connection, log: s
     sys.argv = ["splitinfer-host", *arguments]
     from splitinfer.segment_runtime.host.__main__ import main
 
-    os._exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 @dataclass
@@ -89,18 +92,33 @@ class ForkedHost:
         assert not self.process.is_alive(), f"host {self.node} did not end: {self.log.read_text()}"
 
 
-def fork_host(store: Path, node: str, logs: Path, *options: str) -> ForkedHost:
-    """Start a host on one thread and wait for its line on stdout."""
+def run_host(logs: Path, *arguments: str) -> tuple[int | None, bytes, str]:
+    """Run a host that is expected to end by itself: (exit code, stdout, stderr)."""
+    log = logs / f"ended-{os.urandom(3).hex()}.log"
+    process, parent, heard = _start(arguments, log)
+    with os.fdopen(os.dup(heard.fileno()), "rb") as stdout:
+        said = stdout.read()
+    process.join(START_SECONDS)
+    parent.close()
+    return process.exitcode, said, log.read_text()
+
+
+def _start(arguments: Sequence[str], log: Path) -> tuple[ForkServerProcess, Connection, Connection]:
     context = _forkserver()
-    log = logs / f"{node}-{os.urandom(3).hex()}.log"
-    arguments = ["--node", node, "--listen", "127.0.0.1:0", "--store", str(store), "--threads", "1"]
-    arguments += ["--exit-with-parent", *options]
     stdin, parent = context.Pipe(duplex=False)
     heard, says = context.Pipe(duplex=False)
     process = context.Process(target=_host, args=(arguments, stdin, says, str(log)), daemon=True)
     process.start()
     stdin.close()
     says.close()
+    return process, parent, heard
+
+
+def fork_host(store: Path, node: str, logs: Path, *options: str) -> ForkedHost:
+    """Start a host on one thread and wait for its line on stdout."""
+    log = logs / f"{node}-{os.urandom(3).hex()}.log"
+    arguments = ["--node", node, "--listen", "127.0.0.1:0", "--store", str(store), "--threads", "1"]
+    process, parent, heard = _start([*arguments, "--exit-with-parent", *options], log)
     with os.fdopen(os.dup(heard.fileno()), "rb") as stdout:
         line = stdout.readline()
     assert line, f"host {node} ended: {log.read_text()}"

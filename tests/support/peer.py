@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 
@@ -47,9 +48,11 @@ class Peer:
     epoch: int = 0
     call: RawStream | None = None
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    gone: bool = False
+    """The test has ended the host: there is nothing to release."""
 
     @property
-    def control(self) -> rpc.HostControlStub:
+    def control(self) -> rpc.HostControlAsyncStub:
         """The control service."""
         return rpc.HostControlStub(self.channel)
 
@@ -60,7 +63,7 @@ class Peer:
         *,
         context: int = 32,
         budget: int = 128,
-        **changes: object,
+        **changes: Any,
     ) -> pb.PrepareRequest:
         """A prepare of the given ranges as hops 0, 1, ...; of the whole model by default."""
         ranges = [(0, self.model.index.blocks)] if ranges is None else ranges
@@ -92,12 +95,16 @@ class Peer:
         state = await self.control.Describe(pb.DescribeRequest(), timeout=20)
         return int(state.fence) + 1
 
-    async def serve(self, *, context: int = 32, budget: int = 128) -> Expectation:
-        """Prepare, commit and open a stream under the next epoch; what was there before is released."""
-        state = await self.control.Describe(pb.DescribeRequest(), timeout=20)
+    async def clear(self) -> int:
+        """Release every epoch; gives the host's fence."""
+        state = await self.state()
         for old in {r.epoch for r in state.ranges}:
             await self.control.Release(pb.EpochRequest(epoch=old), timeout=20)
-        self.epoch = int(state.fence) + 1
+        return int(state.fence)
+
+    async def serve(self, *, context: int = 32, budget: int = 128) -> Expectation:
+        """Prepare, commit and open a stream under the next epoch; what was there before is released."""
+        self.epoch = await self.clear() + 1
         await self.prepare(self.request(self.epoch, context=context, budget=budget))
         await self.control.Commit(pb.EpochRequest(epoch=self.epoch), timeout=20)
         await self.open()
@@ -159,6 +166,15 @@ class Peer:
         """What the host says of itself."""
         return await self.control.Describe(pb.DescribeRequest(), timeout=20)
 
+    async def settled(self) -> pb.HostState:
+        """Wait until the host holds no KV; its last word when it does not come to that."""
+        for _ in range(500):
+            state = await self.state()
+            if not any(r.kv_bytes or r.sessions for r in state.ranges):
+                break
+            await asyncio.sleep(0.01)
+        return state
+
 
 @contextlib.asynccontextmanager
 async def peer_of(model: StoredModel, node: str, address: str) -> AsyncIterator[Peer]:
@@ -175,8 +191,7 @@ async def peer_of(model: StoredModel, node: str, address: str) -> AsyncIterator[
         finally:
             if peer.call is not None:
                 peer.call.cancel()
-            state = await peer.state()
-            for epoch in {r.epoch for r in state.ranges}:
-                await peer.control.Release(pb.EpochRequest(epoch=epoch), timeout=20)
+            if not peer.gone:
+                await peer.clear()
             await asyncio.gather(*peer.tasks)
     await server.stop(grace=0)

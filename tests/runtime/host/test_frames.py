@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 from random import Random
@@ -69,7 +68,8 @@ async def test_damaged_frames_are_answered_one_by_one(peer: Peer, case: Case, en
             assert (answer.node, answer.step) == ("alpha", frame.step)
             seen["refused"] += 1
             if answer.code == pb.KV_EXHAUSTED and frame.released:
-                assert isinstance(only_releases := await peer.answer(), pb.Frame)
+                only_releases = await peer.answer()
+                assert isinstance(only_releases, pb.Frame)
                 assert list(only_releases.released) == list(frame.released)
                 traffic.taken(only_releases)
             elif answer.code == pb.KV_EXHAUSTED:
@@ -181,10 +181,8 @@ async def test_the_end_of_a_stream_frees_its_sessions_at_once(peer: Peer) -> Non
     await peer.send(traffic.frame())
     assert peer.call is not None
     peer.call.cancel()
-    async with asyncio.timeout(5):
-        while (await peer.state()).ranges[0].kv_bytes:
-            await asyncio.sleep(0.01)
-    assert (await peer.state()).ranges[0].sessions == 0
+    state = await peer.settled()
+    assert (state.ranges[0].kv_bytes, state.ranges[0].sessions) == (0, 0)
 
 
 async def test_an_upstream_that_ends_its_side_hears_every_error_first(peer: Peer) -> None:

@@ -72,11 +72,19 @@ def test_a_session_that_is_released_and_begins_anew_in_one_frame_opens_again() -
 
 
 def _set(**values: object) -> Callable[[pb.Frame], None]:
-    return lambda frame: [setattr(frame, name, value) for name, value in values.items()] and None
+    def damage(frame: pb.Frame) -> None:
+        for name, value in values.items():
+            setattr(frame, name, value)
+
+    return damage
 
 
 def _piece(index: int, **values: int) -> Callable[[pb.Frame], None]:
-    return lambda f: [setattr(f.sessions[index], name, value) for name, value in values.items()] and None
+    def damage(frame: pb.Frame) -> None:
+        for name, value in values.items():
+            setattr(frame.sessions[index], name, value)
+
+    return damage
 
 
 def _dims(*dims: int) -> Callable[[pb.Frame], None]:
@@ -181,12 +189,12 @@ def test_ten_thousand_damaged_frames_are_taken_right_or_refused_by_field() -> No
                 offer(bad)
                 taken += 1
             except FrameError as error:
-                assert re.fullmatch(FIELDS, error.field), error
-                kind = re.sub(r"\d+", "", error.field)
+                kind = re.sub(r"\d+", "", error.field) if re.fullmatch(FIELDS, error.field) else "?"
                 refused[kind] = refused.get(kind, 0) + 1
         if number % 10 == 0:
             offer(traffic.frame())  # what is whole is still taken
     assert undecodable + taken + sum(refused.values()) == 10_000
+    assert "?" not in refused, "an error that names no field"
     assert len(refused) == 13, f"a field was never damaged: {sorted(refused)}"
     assert min(undecodable, taken) > 100, "the damages are not mixed"
 

@@ -68,13 +68,26 @@ def parser() -> argparse.ArgumentParser:
 async def serve(args: argparse.Namespace) -> int:
     """Run until SIGTERM, then drain."""
     host, port = parse_address(args.listen, "--listen")
+    # Ports first: they cost nothing, and an engine takes seconds to import.
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    try:
+        bound = server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError:
+        bound = 0
+    if not bound:
+        raise ValueError(f"--listen: {args.listen} cannot be bound; choose a free port, or 0")
+    registry = CollectorRegistry()
+    try:
+        metrics, _thread = start_http_server(args.metrics_port, addr=host.strip("[]"), registry=registry)
+    except OSError as error:
+        raise ValueError(
+            f"--metrics-port: {args.metrics_port} cannot be bound ({error.strerror}); choose a free port, or 0"
+        ) from error
     engine = create_engine(args.engine, args.device, args.threads)
     compute = ThreadPoolExecutor(1, thread_name_prefix="compute")
     loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
     ranges = HostRanges(engine, ModelStore(args.store), args.node, args.memory_limit_bytes)
-    registry = CollectorRegistry()
     streams = HopStreams(ranges, compute, HostMetrics(registry, ranges))
-    server = grpc.aio.server(options=SERVER_OPTIONS)
     runtime_pb2_grpc.add_ActivationsServicer_to_server(streams, server)
     runtime_pb2_grpc.add_HostControlServicer_to_server(
         ControlService(ranges, streams, compute, loader), server
@@ -84,18 +97,6 @@ async def serve(args: argparse.Namespace) -> int:
     names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
     assert {s.full_name for s in runtime_pb2.DESCRIPTOR.services_by_name.values()} == set(SERVICES)
     reflection.enable_server_reflection(names, server)
-    try:
-        bound = server.add_insecure_port(f"{host}:{port}")
-    except RuntimeError:
-        bound = 0
-    if not bound:
-        raise ValueError(f"--listen: {args.listen} cannot be bound; choose a free port, or 0")
-    try:
-        metrics, _thread = start_http_server(args.metrics_port, addr=host.strip("[]"), registry=registry)
-    except OSError as error:
-        raise ValueError(
-            f"--metrics-port: {args.metrics_port} cannot be bound ({error.strerror}); choose a free port, or 0"
-        ) from error
     stop, orphaned = asyncio.Event(), asyncio.Event()
     stop_on_signals(stop)
     if args.exit_with_parent:
