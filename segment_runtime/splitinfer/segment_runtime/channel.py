@@ -19,6 +19,7 @@ MAX_MESSAGE_BYTES = 512 * 1024 * 1024
 """A frame of the largest prefill chunk of the largest models, with room; above it gRPC refuses."""
 
 KEEPALIVE_MS = 5_000
+"""A peer that does not answer is given up after at most twice this."""
 
 EPOCH_KEY, HOP_KEY = "si-epoch", "si-hop"
 
@@ -27,9 +28,11 @@ ChannelOptions = list[tuple[str, int]]
 CHANNEL_OPTIONS: ChannelOptions = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # A peer that is stopped or cut off keeps its socket open; pings notice it.
+    # A peer that is stopped or cut off keeps its socket open; pings notice it. How long a ping waits for its answer
+    # is the ping timeout, a minute by default; the keepalive timeout alone changes nothing (gRPC 1.85).
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
     ("grpc.keepalive_timeout_ms", KEEPALIVE_MS),
+    ("grpc.http2.ping_timeout_ms", KEEPALIVE_MS),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     # A host that restarts at the same address must not wait out a backoff learned from its predecessor.
@@ -45,6 +48,7 @@ SERVER_OPTIONS: ChannelOptions = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.keepalive_time_ms", KEEPALIVE_MS),
     ("grpc.keepalive_timeout_ms", KEEPALIVE_MS),
+    ("grpc.http2.ping_timeout_ms", KEEPALIVE_MS),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     # Both ends are ours: pings that bunch up on a busy node are no attack, and the default policy answers the
