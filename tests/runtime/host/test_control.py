@@ -145,7 +145,7 @@ async def test_release_ends_the_stream_and_says_so(peer: Peer) -> None:
     await peer.control.Release(pb.EpochRequest(epoch=peer.epoch), timeout=20)
     assert await peer.ended() == grpc.StatusCode.FAILED_PRECONDITION
     assert peer.call is not None
-    assert await peer.call.details() == f"epoch {peer.epoch} hop 0 was released"
+    assert await peer.call.details() == f"epoch {peer.epoch} hop 0 was let go"
     state = await peer.state()
     assert (list(state.ranges), state.memory_used_bytes) == ([], 0)
 

@@ -306,13 +306,14 @@ class Pipeline:
     # --- the loop -----------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Pump steps and take returns until cancelled."""
+        """Pump steps and take returns until cancelled; then the chain is let go of."""
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._pump(), name="pump")
                 group.create_task(self._take_returns(), name="returns")
                 group.create_task(self._watch(), name="watch")
         finally:
+            self.halt()
             self._head.close()
 
     async def _pump(self) -> None:

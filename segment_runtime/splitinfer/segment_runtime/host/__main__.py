@@ -115,6 +115,7 @@ async def serve(args: argparse.Namespace) -> int:
     await checks.enter_graceful_shutdown()
     await drain(streams, args.grace_seconds, orphaned)
     ranges.abandon()
+    await streams.close()
     await server.stop(grace=0.5)
     metrics.shutdown()
     compute.shutdown(wait=False, cancel_futures=True)

@@ -84,6 +84,14 @@ class HopStreams(rpc.ActivationsServicer):
         """Wait until no incoming stream is open."""
         await self._idle.wait()
 
+    async def close(self) -> None:
+        """End every stream in order, because the process ends: what is cut off leaves tracebacks at both ends."""
+        for incoming in self._streams.values():
+            incoming.released.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH_SECONDS):
+                await self.until_idle()
+
     # --- what the control service asks -------------------------------------------------------------
 
     async def connect(self, epoch: HostEpoch, timeout_seconds: float) -> None:
@@ -187,7 +195,7 @@ class HopStreams(rpc.ActivationsServicer):
             await asyncio.wait({write}, timeout=FLUSH_SECONDS)
             name = f"epoch {key[0]} hop {key[1]}"
             if not work.done():
-                reason = "was released" if released.done() else "cannot be answered any more"
+                reason = "was let go" if released.done() else "cannot be answered any more"
                 await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{name} {reason}")
             work.result()
             await asyncio.wait({read})  # which has told the worker to end, and is about to itself
