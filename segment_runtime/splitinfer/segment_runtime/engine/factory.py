@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 from splitinfer.segment_runtime.engine.port import Engine, UnsupportedModel
 
 ENGINES = ("torch",)
+
+SPIN_COUNT = "20000"
+"""How long a worker of libgomp waits actively for the next parallel region: about a millisecond, more than lies
+between two regions of a step. By default it is some fifteen milliseconds: the workers of one process then hold the CPUs
+that the next process of the chain needs, and on a busy machine every region waits for a worker that was put aside."""
 
 
 def create_engine(name: str, device: str, threads: int | None) -> Engine:
@@ -20,6 +27,8 @@ def create_engine(name: str, device: str, threads: int | None) -> Engine:
     """
     if name not in ENGINES:
         raise UnsupportedModel(f"engine: {name!r} is not an engine; there are: {', '.join(ENGINES)}")
+    # libgomp reads this once, when torch is imported below. What the user has set stays.
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     try:
         from splitinfer.segment_runtime.engine.torch_engine import TorchEngine
     except ModuleNotFoundError as error:

@@ -14,6 +14,7 @@ from splitinfer.segment_runtime.engine.torch_arrays import torch_dtype
 from splitinfer.segment_runtime.engine.torch_head import HeadModule, TorchHead
 from splitinfer.segment_runtime.engine.torch_model import TorchModel
 from splitinfer.segment_runtime.engine.torch_range import TorchRange
+from splitinfer.segment_runtime.engine.torch_threads import ComputeThreads
 from splitinfer.segment_runtime.engine.torch_weights import (
     LoadedUnit,
     UnitRegistry,
@@ -46,6 +47,7 @@ class TorchEngine:
         if self.threads < 1:
             raise UnsupportedModel(f"threads: {threads}: it must be at least 1")
         torch.set_num_threads(self.threads)
+        self._compute = ComputeThreads(self.threads)
         self._units = UnitRegistry()
         self._models: dict[str, TorchModel] = {}
         self._lock = threading.Lock()
@@ -69,15 +71,20 @@ class TorchEngine:
             raise LoadError(
                 f"{model.name}: blocks [{start}, {stop}): it has blocks 0 to {model.index.blocks - 1}"
             )
-        shared = self._model(model)
         units: list[LoadedUnit] = []
-        for index in range(start, stop):
-            units.append(self._load_block(model, shared, index, dtype))
-            progress(sum(unit.nbytes for unit in units))
-        return TorchRange(shared, start, stop, dtype, units)
+        with self._compute.load():
+            shared = self._model(model)
+            for index in range(start, stop):
+                units.append(self._load_block(model, shared, index, dtype))
+                progress(sum(unit.nbytes for unit in units))
+        return TorchRange(shared, start, stop, dtype, units, self._compute)
 
     def load_head(self, model: StoredModel, dtype: str) -> TorchHead:
         """Load the final norm and the LM head."""
+        with self._compute.load():
+            return self._load_head(model, dtype)
+
+    def _load_head(self, model: StoredModel, dtype: str) -> TorchHead:
         shared = self._model(model)
         tied = model.index.tied_embeddings
         where = f"{model.name}: head"
@@ -97,7 +104,7 @@ class TorchEngine:
             units.append(
                 self._units.get((model.digest, dtype, "tokens"), lambda: self._load_tokens(model, dtype))
             )
-        return TorchHead(shared, dtype, units)
+        return TorchHead(shared, dtype, units, self._compute)
 
     def _model(self, model: StoredModel) -> TorchModel:
         with self._lock:

@@ -10,6 +10,7 @@ from torch import nn
 from splitinfer.segment_runtime.engine.port import Array, EngineError
 from splitinfer.segment_runtime.engine.torch_arrays import to_array, to_tensor
 from splitinfer.segment_runtime.engine.torch_model import TorchModel
+from splitinfer.segment_runtime.engine.torch_threads import ComputeThreads
 from splitinfer.segment_runtime.engine.torch_weights import LoadedUnit
 
 
@@ -26,11 +27,14 @@ class HeadModule(nn.Module):
 class TorchHead:
     """See the port's ``LoadedHead``."""
 
-    def __init__(self, model: TorchModel, dtype: str, units: list[LoadedUnit]) -> None:
+    def __init__(
+        self, model: TorchModel, dtype: str, units: list[LoadedUnit], threads: ComputeThreads
+    ) -> None:
         """Hold the head unit and, for tied embeddings, the token table after it."""
         self.dtype = dtype
         self._model = model
         self._units = units
+        self._threads = threads
         module = units[0].module
         assert isinstance(module, HeadModule)
         self._norm = module.norm
@@ -50,6 +54,7 @@ class TorchHead:
             )
         if str(hidden.dtype) != self.dtype:
             raise EngineError(f"hidden: dtype {hidden.dtype}, the head is {self.dtype}")
+        self._threads.compute()
         with torch.inference_mode():
             rows = to_tensor(hidden[None]).to(self._model.device)  # [1, rows, hidden]
             logits = nn.functional.linear(self._norm(rows), self._weight)  # [1, rows, vocab]

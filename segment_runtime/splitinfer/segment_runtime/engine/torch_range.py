@@ -13,18 +13,28 @@ from splitinfer.segment_runtime.engine.torch_attention import Ragged, StepCache,
 from splitinfer.segment_runtime.engine.torch_memory import give_back
 from splitinfer.segment_runtime.engine.torch_model import TorchModel
 from splitinfer.segment_runtime.engine.torch_sessions import Session, SessionTable
+from splitinfer.segment_runtime.engine.torch_threads import ComputeThreads
 from splitinfer.segment_runtime.engine.torch_weights import LoadedUnit
 
 
 class TorchRange:
     """Blocks ``[start, stop)`` of one model. See the port's ``LoadedRange``."""
 
-    def __init__(self, model: TorchModel, start: int, stop: int, dtype: str, units: list[LoadedUnit]) -> None:
+    def __init__(
+        self,
+        model: TorchModel,
+        start: int,
+        stop: int,
+        dtype: str,
+        units: list[LoadedUnit],
+        threads: ComputeThreads,
+    ) -> None:
         self.start = start
         self.stop = stop
         self.dtype = dtype
         self._model = model
         self._units = units
+        self._threads = threads
         self._windows = model.windows[start:stop]
         self._layer_types = model.layer_types[start:stop]
         self._sessions = SessionTable(stop - start, model.kv_heads, model.head_dim, dtype, model.device)
@@ -77,6 +87,7 @@ class TorchRange:
         self._check_loaded()
         units = self._units
         sessions = self._check_step(hidden, batch)
+        self._threads.compute()
         with torch.inference_mode():
             rows = to_tensor(hidden[None]).to(self._model.device)  # [1, rows, hidden]
             rows = self._run(units, rows, batch, sessions)
