@@ -45,7 +45,9 @@ class Churn:
         if self.rng.random() < 0.5:
             self.post()
             await asyncio.sleep(self.rng.random() * 0.3)  # prepare, pause or commit, as it happens
-        node = self.rng.choice(self.nodes)
+        plan = self.entry.pipeline.plan
+        serving = plan.nodes if plan is not None else ()
+        node = self.rng.choice(serving if serving and self.rng.random() < 0.8 else self.nodes)
         self.fleet.kill(node)
         self.kills += 1
         if self.rng.random() < 0.5:

@@ -12,6 +12,7 @@ PrepareError              a request that is refused; `field` names what in it ca
 from __future__ import annotations
 
 import threading
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -113,9 +114,10 @@ class HostRanges:
             with self._lock:
                 self._check_wanted(epoch)
                 self._epochs[epoch] = prepared
-        except BaseException:
+        except BaseException as error:
             for hop in hops.values():
                 hop.loaded.drop()
+            _let_go(error)
             raise
         finally:
             with self._lock:
@@ -299,6 +301,17 @@ class HostRanges:
             for epoch in self.epochs
             for number, hop in sorted(epoch.hops.items())
         ]
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Clear the frames that an error came through: they hold the blocks that were loaded before it.
+
+    Whoever waits for the load makes a cycle with its error, so that they would stay until the collector happens
+    to run, which in a process that does nothing may be never.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def _blocks(request: pb.PrepareRequest, model: StoredModel, dtype: str) -> dict[tuple[str, str, int], int]:

@@ -1,0 +1,148 @@
+"""The control API over HTTP: plans in, status out, and refusals that name the field."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+
+from splitinfer.segment_runtime.engine.port import Engine
+from splitinfer.segment_runtime.entry.control import control_app
+from tests.runtime.pipeline.conftest import CONTEXT
+from tests.support.models import Case
+from tests.support.pipelines import Entry, cut, plan_for, running_entry
+from tests.support.twins import Twin
+
+
+@dataclass
+class Control:
+    """An entry and its control API."""
+
+    entry: Entry
+    client: Any
+
+    async def put(self, path: str, body: object) -> tuple[int, Any]:
+        """(status, JSON)."""
+        async with self.client.put(path, json=body) as response:
+            return response.status, await response.json()
+
+    async def status(self) -> Any:
+        """The status, as JSON."""
+        async with self.client.get("/control/status") as response:
+            assert response.status == 200
+            return await response.json()
+
+
+@pytest.fixture
+async def control(case: Case, engine: Engine) -> AsyncIterator[Control]:
+    """Over a real pipeline."""
+    async with running_entry(case.stored, engine=engine) as entry:
+        app = control_app(entry.coordinator, entry.pipeline)
+        async with TestClient(TestServer(app)) as client:
+            yield Control(entry, client)
+
+
+def body_of(case: Case, hosts: dict[str, str], epoch: int = 1) -> dict[str, Any]:
+    """Two segments on two hosts."""
+    plan = plan_for(case.stored, cut(case.stored, [2], ["node-0", "node-1"]), epoch=epoch, context=CONTEXT)
+    return {"plan": plan.model_dump(mode="json"), "hosts": hosts}
+
+
+async def test_a_plan_is_taken_and_the_status_tells_what_came_of_it(
+    control: Control, case: Case, hosts: dict[str, str], twins: list[Twin]
+) -> None:
+    """Before, while it serves, and with what was observed."""
+    empty = await control.status()
+    assert (empty["state"], empty["ready"], empty["plan"], empty["hosts"]) == ("empty", False, None, {})
+    code, said = await control.put("/control/plan", body_of(case, hosts))
+    assert (code, said) == (202, {"epoch": 1})
+    await control.entry.until_serving(1)
+    await control.entry.generate(twins[0].request.prompt, 4)
+    status = await control.status()
+    assert (status["state"], status["ready"], status["target_epoch"]) == ("serving", True, None)
+    assert status["epoch"] == status["plan"]["epoch"] == status["newest_epoch"]
+    assert status["progress"]["loaded_bytes"] == status["progress"]["total_bytes"] > 0
+    assert status["sessions"] == {"running": 0, "waiting": 0}
+    assert status["observed"]["tokens_total"] == 4
+    assert 0 < status["observed"]["ttft_p50_seconds"] <= status["observed"]["ttft_p95_seconds"]
+    one = status["hosts"]["node-1"]
+    assert (one["alive"], one["engine"], one["address"]) == (True, "torch", hosts["node-1"])
+    assert [(r["epoch"], r["start"], r["stop"]) for r in one["ranges"]] == [(status["epoch"], 2, 5)]
+    assert one["weight_bytes"] == sum(r["weight_bytes"] for r in one["ranges"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "words"),
+    [
+        (lambda b: b["plan"]["segments"].pop(), "plan.segments[0].stop", "missing at the end"),
+        (lambda b: b["plan"]["segments"][1].update(start=3), "plan.segments[1].start", "are missing before"),
+        (lambda b: b["plan"]["segments"][1].update(start=1), "plan.segments[1].start", "overlaps"),
+        (lambda b: b["plan"]["segments"][1].update(start=5), "plan.segments[1]", "is empty"),
+        (lambda b: b["plan"]["model"].update(digest="0" * 64), "plan.model.digest", "this entry serves llama"),
+        (lambda b: b["plan"].update(max_context_tokens=4096, kv_budget_tokens=4096), "plan.max_context_tokens", "128"),
+        (lambda b: b["plan"].update(kv_budget_tokens=1), "plan.kv_budget_tokens", "not even one session"),
+        (lambda b: b["hosts"].pop("node-1"), "hosts", "no address for node-1"),
+        (lambda b: b["hosts"].update({"node-1": "nowhere"}), "hosts.node-1", "match pattern"),
+        (lambda b: b.update(extra=1), "extra", "not permitted"),
+        (lambda b: b.pop("plan"), "plan", "required"),
+    ],
+)  # fmt: skip
+async def test_a_plan_that_cannot_be_served_is_a_400_that_names_the_field(
+    control: Control, case: Case, hosts: dict[str, str], change: Any, field: str, words: str
+) -> None:
+    """And nothing has happened."""
+    body = body_of(case, hosts)
+    change(body)
+    code, said = await control.put("/control/plan", body)
+    assert (code, said["error"]["field"]) == (400, field), said
+    assert words in said["error"]["message"]
+    assert (await control.status())["state"] == "empty"
+
+
+async def test_a_plan_that_is_not_newer_is_a_409_that_says_which_would_be(
+    control: Control, case: Case, hosts: dict[str, str]
+) -> None:
+    """Also when it is the same plan again."""
+    body = body_of(case, hosts, epoch=7)
+    assert (await control.put("/control/plan", body))[0] == 202
+    code, said = await control.put("/control/plan", body)
+    assert (code, said["error"]["field"]) == (409, "plan.epoch")
+    assert "is not newer than" in said["error"]["message"]
+    await control.entry.until_serving(7)
+
+
+async def test_a_context_below_a_live_session_is_refused_and_below_a_new_one_is_kept_out(
+    control: Control, case: Case, hosts: dict[str, str], twins: list[Twin]
+) -> None:
+    """No session is ever cut off by a plan; with a smaller one on its way, larger requests are refused."""
+    from splitinfer.segment_runtime.entry.generate import ContextTooLong
+
+    await control.put("/control/plan", body_of(case, hosts))
+    await control.entry.until_serving(1)
+    twin = twins[0]
+    need = len(twin.request.prompt) + twin.request.max_tokens
+    stream = control.entry.pipeline.submit(twin.request)
+    body = body_of(case, hosts, epoch=control.entry.coordinator.newest_epoch + 1)
+    body["plan"].update(max_context_tokens=need - 1)
+    code, said = await control.put("/control/plan", body)
+    assert (code, said["error"]["field"]) == (400, "plan.max_context_tokens")
+    assert f"a live session of {need} tokens" in said["error"]["message"]
+    body["plan"].update(max_context_tokens=need)
+    assert (await control.put("/control/plan", body))[0] == 202
+    longer = twin.request.__class__(twin.request.prompt, twin.request.max_tokens + 1, twin.request.sampling)
+    with pytest.raises(ContextTooLong, match=f"the context has {need}"):
+        control.entry.pipeline.submit(longer)
+    assert tuple([event.token async for event in stream]) == twin.tokens
+
+
+async def test_new_addresses_of_hosts_are_taken(control: Control, hosts: dict[str, str]) -> None:
+    """A restarted host has another port."""
+    assert (await control.put("/control/hosts", {"hosts": hosts}))[0] == 202
+    assert set((await control.status())["hosts"]) == set(hosts)
+    code, said = await control.put("/control/hosts", {"hosts": {"node-0": "x"}})
+    assert (code, said["error"]["field"]) == (400, "hosts.node-0")
+    async with control.client.put("/control/plan", data=b"\xff{") as response:
+        assert response.status == 400
