@@ -79,6 +79,7 @@ class Plan(BaseModel):
     """Tokens of KV cache that every segment keeps room for: concurrency x maximum context."""
 
     def model_post_init(self, _context: object) -> None:
+        """The rules that no single field has. Raises PlanError."""
         check_segments(self.segments, self.blocks)
         if self.kv_budget_tokens < self.max_context_tokens:
             raise PlanError(
