@@ -51,3 +51,27 @@ async def test_recoveries_without_a_step_slow_down_and_end_the_request(
         request = twins[0].request
         events = await entry.generate(request.prompt, request.max_tokens, request.sampling)
         assert list(twins[0].tokens) == [event.token for event in events]
+
+
+async def test_a_request_that_comes_after_the_deadline_has_one_of_its_own(
+    case: Case,
+    engine: Engine,
+    hosts: dict[str, str],
+    twins: list[Twin],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The chain is put together once more and breaks at its first step again: that request ends as well."""
+
+    def refuse(*_: object) -> None:
+        raise FrameError(pb.BAD_FRAME, "dims", "a defect of this test")
+
+    async with running_entry(case.stored, engine=engine) as entry:
+        entry.coordinator.recovery_seconds = 2.0
+        first = plan_for(case.stored, cut(case.stored, [2], ["node-0", "node-1"]), context=96)
+        await entry.serve(first, hosts)
+        monkeypatch.setattr(pipeline_module, "check_return", refuse)
+        for _ in range(3):
+            await asyncio.to_thread(until, entry.pipeline.ready, seconds=30, what="another try")
+            stream = entry.pipeline.submit(twins[0].request)
+            with pytest.raises(PipelineFailed):
+                await asyncio.wait_for(anext(stream), 30)

@@ -175,11 +175,13 @@ class Coordinator:
             self._broken, self._recoveries = reason, 0
             self.last_error = reason
             started, completed = self._since_switch()
-            if self._deadline is not None and started and not completed:
-                self._fruitless += 1
-            elif completed:
+            if completed:
                 self._fruitless = 0
-            if not self._fruitless:  # else the deadline of the first break goes on
+            elif started and (self._fruitless or self._deadline is not None):
+                self._fruitless += 1
+            # A chain that broke again before its first step goes on under the deadline of the first break. When
+            # that has passed, whoever came since has one of its own.
+            if not self._fruitless or self._deadline is None:
                 self._cancel_deadline()
                 loop = asyncio.get_running_loop()
                 self._deadline = loop.call_later(self.recovery_seconds, self._give_up)
