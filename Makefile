@@ -44,7 +44,7 @@ test: lint ## set everything up, lint, check types and import contracts, run all
 	@$(PY) -m pytest $(ARGS)
 
 test-fast: $(DEV_READY) ## the tests that start no process and load no model
-	@$(PY) -m pytest tests/unit tests/property $(ARGS)
+	@$(PY) -m pytest tests/unit $(ARGS)
 
 lint: $(DEV_READY) ## ruff, formatting, mypy --strict, import contracts
 	@$(PY) -m ruff check .

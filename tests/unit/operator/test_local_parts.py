@@ -12,7 +12,7 @@ import pytest
 from splitinfer.operator.errors import UserError
 from splitinfer.operator.local import runfile
 from splitinfer.operator.local.control import ControlClient, ControlError, PlanRefused
-from splitinfer.operator.local.machine import available_memory, usable_cpus
+from splitinfer.operator.local.machine import available_memory
 from splitinfer.operator.local.models import find_model
 from splitinfer.operator.local.runfile import RunFile
 from splitinfer.operator.local.show import format_bytes
@@ -48,25 +48,6 @@ def cgroup(root: Path, **files: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, "ascii")
     return root
-
-
-@pytest.mark.parametrize(
-    ("files", "quota"),
-    [
-        ({"cpuDOTmax": "max 100000"}, None),
-        ({"cpuDOTmax": "50000 100000"}, 1),
-        ({"cpuDOTmax": "150000 100000"}, 2),
-        ({"cpu__cpuDOTcfs_quota_us": "-1", "cpu__cpuDOTcfs_period_us": "100000"}, None),
-        ({"cpu__cpuDOTcfs_quota_us": "100000", "cpu__cpuDOTcfs_period_us": "100000"}, 1),
-        ({}, None),
-    ],
-)
-def test_cpus_are_bounded_by_the_control_groups_quota(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], quota: int | None
-) -> None:
-    """Versions 1 and 2, with and without a limit, rounded up; never more than the affinity."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
-    assert usable_cpus(cgroup(tmp_path, **files)) == (quota or 8)
 
 
 def test_memory_is_the_least_of_what_machine_and_control_group_give(tmp_path: Path) -> None:

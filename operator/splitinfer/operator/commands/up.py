@@ -31,8 +31,15 @@ def register(subparsers: Any) -> None:
     p.add_argument("--port", type=int, default=DEFAULT_PORT, help="port of the endpoint; 0 takes a free one")
     p.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="over the manifest's")
     p.add_argument("--engine", choices=["auto", "torch"], help="over the manifest's")
-    p.add_argument("--device", default="cpu", metavar="cpu|cuda[:N]", help="device of the hosts")
-    p.add_argument("--threads", type=int, metavar="T", help="threads of each host (default: usable CPUs)")
+    p.add_argument(
+        "--device", default="cpu", metavar="cpu|cuda[:N]", help="device of the hosts and of the entry"
+    )
+    p.add_argument(
+        "--threads",
+        type=int,
+        metavar="T",
+        help="threads of each host and of the entry (default: the CPUs that the process may use)",
+    )
     p.add_argument("--store", type=Path, metavar="DIR", help="model store (default $SPLITINFER_HOME/models)")
     p.add_argument("--prompt", metavar="TEXT", help="ask this once the pipeline serves, and print the answer")
     p.add_argument("--max-tokens", type=int, default=128, help="longest answer to --prompt")
@@ -51,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
 def prepare(arguments: argparse.Namespace) -> tuple[Request, Settings]:
     """What shall run and how. Starts nothing. Raises UserError."""
     from splitinfer.operator.errors import UserError
-    from splitinfer.operator.local.machine import available_memory, usable_cpus
+    from splitinfer.operator.local.machine import available_memory
     from splitinfer.operator.local.models import home
     from splitinfer.operator.local.pipeline import Settings, check_port
     from splitinfer.operator.local.request import Options, make_request
@@ -72,7 +79,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[Request, Settings]:
         dtype=arguments.dtype,
         engine=arguments.engine,
         device=arguments.device,
-        threads=usable_cpus() if arguments.threads is None else arguments.threads,
+        threads=arguments.threads,
         memory_bytes=available_memory(),
     )
     if arguments.file is not None:

@@ -66,6 +66,10 @@ class Commands(Protocol):
         """Command of the entry, its endpoint on ``port``."""
 
 
+def _threads(request: Request) -> Sequence[str]:
+    return () if request.threads is None else ("--threads", str(request.threads))
+
+
 class RuntimeCommands:
     """The real processes: modules of the runtime, in this interpreter.
 
@@ -83,7 +87,7 @@ class RuntimeCommands:
             *("--store", str(request.model.root)),
             *("--engine", request.engine),
             *("--device", request.device),
-            *("--threads", str(request.threads)),
+            *_threads(request),
             *(() if limit is None else ("--memory-limit-bytes", str(limit))),
             *("--grace-seconds", str(DRAIN_SECONDS)),
             "--exit-with-parent",
@@ -100,7 +104,7 @@ class RuntimeCommands:
             *("--model", request.model.name),
             *("--engine", request.engine),
             *("--device", request.device),
-            *("--threads", str(request.threads)),
+            *_threads(request),
             *("--grace-seconds", str(DRAIN_SECONDS)),
             "--exit-with-parent",
         )

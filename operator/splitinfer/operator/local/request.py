@@ -42,7 +42,7 @@ class Options:
     dtype: DTypeName | None = None
     engine: str | None = None
     device: str = "cpu"
-    threads: int = 1
+    threads: int | None = None
     memory_bytes: int | None = None
     """Free memory of this machine, shared by the nodes; None where it is not known."""
 
@@ -57,7 +57,7 @@ class Request:
         nodes: names of the node processes, those of the plan first.
         engine: engine of every host.
         device: device of every host.
-        threads: threads of every host.
+        threads: threads of every host and of the entry; None: each takes the CPUs that it may use.
         memory_limit_bytes: what one host may take; None for no limit.
     """
 
@@ -66,7 +66,7 @@ class Request:
     nodes: tuple[str, ...]
     engine: str
     device: str
-    threads: int
+    threads: int | None
     memory_limit_bytes: int | None
 
     def node_bytes(self, node: str) -> tuple[int, int]:
@@ -92,7 +92,7 @@ def make_request(resource: SplitInference, options: Options) -> Request:
             f"{spec.model.served_name}: a local pipeline serves a model under its name in the store, {model.name}; "
             f"remove it, or import the model with --name {spec.model.served_name}",
         )
-    if options.threads < 1:
+    if options.threads is not None and options.threads < 1:
         raise UserError("--threads", f"{options.threads}: a host needs at least 1")
     nodes, segments = _place(resource, options, model.blocks)
     if len(segments) > spec.placement.max_segments:

@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import sys
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 
 import grpc
@@ -53,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--control", default="127.0.0.1:8001", help="host:port of the control API; keep it from users"
     )
-    p.add_argument("--data", default="0.0.0.0:7071", help="host:port that the last hop pushes to")
+    p.add_argument("--data", default="127.0.0.1:7071", help="host:port that the last hop pushes to")
     p.add_argument(
         "--advertise", help="host:port under which hosts reach --data; default: what --data is bound to"
     )
@@ -93,6 +94,14 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--log-level", default="info", choices=["debug", "info", "warning", "error"])
     return p
+
+
+def is_wildcard(host: str) -> bool:
+    """Whether a host is an address to bind to that nobody can connect to from elsewhere."""
+    try:
+        return ip_address(host).is_unspecified
+    except ValueError:
+        return False  # a name
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
@@ -142,6 +151,10 @@ async def serve(args: argparse.Namespace) -> int:
     if not bound:
         raise ValueError(f"--data: {args.data} cannot be bound; choose a free port, or 0")
     data = f"{data_host}:{bound}"
+    if args.advertise is None and is_wildcard(data_host):
+        raise ValueError(
+            f"--advertise: hosts cannot reach {data}; say under which host:port they reach --data {args.data}"
+        )
     await server.start()
     coordinator = Coordinator(
         model, engine, pipeline, returns, args.advertise or data, metrics, args.recovery_seconds

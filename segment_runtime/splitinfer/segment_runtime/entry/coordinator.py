@@ -143,6 +143,13 @@ class Coordinator:
             )
         if missing := [node for node in plan.nodes if node not in hosts]:
             raise PlanRejected("hosts", f"no address for {', '.join(missing)}")
+        serving = self._pipeline.plan
+        if serving is not None and plan.dtype != serving.dtype and any(self._pipeline.sessions()):
+            raise PlanRejected(
+                "plan.dtype",
+                f"{plan.dtype}, but {sum(self._pipeline.sessions())} sessions live in {serving.dtype}, and would go on "
+                "with other tokens; wait for them to end",
+            )
         largest = self._pipeline.largest_session_tokens
         if plan.max_context_tokens < largest:
             raise PlanRejected(
@@ -407,6 +414,7 @@ class Coordinator:
         # No await from the check to here and on: what breaks later is reported for the epoch that serves.
         self._mended()
         embedder, head = self._heads[plan.dtype]
+        self._heads = {plan.dtype: (embedder, head)}
         self._pipeline.switch(plan, link, embedder, head)
         target = self._newer_target()
         self._pipeline.next_context = target.max_context_tokens if target else None
