@@ -19,6 +19,7 @@ from tests.support.fleet import Fleet, Load, assert_no_leak, describe
 from tests.support.forked import ForkedHost, fork_host
 from tests.support.homes import wait_gone
 from tests.support.models import Case
+from tests.support.peer import peer_of
 from tests.support.pipelines import cut, plan_for, running_entry
 from tests.support.twins import Twin
 
@@ -151,6 +152,18 @@ async def test_a_new_entry_takes_over_hosts_that_hold_epochs_of_the_old_one(
             await finish(second.pipeline.submit(twin.request), twin)
         second.coordinator.update_hosts(hosts)
         await assert_no_leak(second, hosts)
+
+
+async def test_what_an_old_entry_left_on_a_host_outside_the_plan_is_dropped_too(
+    case: Case, engine: Engine, hosts: dict[str, str]
+) -> None:
+    """Whatever its epoch: a host that was never restarted may have seen far newer ones than those of the plan."""
+    async with peer_of(case.stored, "node-3", hosts["node-3"]) as old:
+        await old.prepare(old.request(await old.next_epoch() + 1000))
+        async with running_entry(case.stored, engine=engine) as entry:
+            segments = cut(case.stored, [2], ["node-0", "node-1"])
+            await entry.serve(plan_for(case.stored, segments, context=CONTEXT), hosts)
+            await assert_no_leak(entry, hosts)
 
 
 async def test_a_host_that_drains_is_replaced_before_it_ends(

@@ -153,11 +153,15 @@ async def release(epoch: int, clients: Clients) -> None:
 
 
 async def sweep(serving: int, clients: Clients) -> set[str]:
-    """Have hosts drop what is older than the epoch that serves. Gives the hosts that did not answer."""
+    """Have hosts drop all but the epoch that serves. Gives the hosts that did not answer.
+
+    Also newer epochs: of an entry before this one, on a host that the plan does not use. Not to be called while a
+    change is under way.
+    """
 
     async def one(client: HostClient) -> None:
         state = await client.describe(DESCRIBE_SECONDS)
-        for stale in {r.epoch for r in state.ranges if r.epoch < serving}:
+        for stale in {r.epoch for r in state.ranges} - {serving}:
             await client.release(stale, RELEASE_SECONDS)
 
     names = list(clients)
