@@ -8,6 +8,8 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from splitinfer.optimizer.plan import ModelRef, Plan, equal_cuts
 from splitinfer.segment_runtime.store.reader import StoredModel
+
+PEAK_SECONDS = 0.5
+"""How often the memory of a process is looked at; to look costs it about a millisecond of its page tables."""
 
 
 class Worker:
@@ -33,6 +38,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
             )
+        self.peak_bytes = 0
         self.said = self._read(log)
 
     def _read(self, log: Path) -> dict[str, Any]:
@@ -54,6 +60,17 @@ class Worker:
         """Memory that is this process's alone: what ending it would give back."""
         return int(psutil.Process(self.process.pid).memory_full_info().uss)
 
+    def watch_peak(self) -> None:
+        """Note the largest private memory from now on, until the process ends."""
+
+        def watch() -> None:
+            while self.process.poll() is None:
+                with contextlib.suppress(psutil.Error):
+                    self.peak_bytes = max(self.peak_bytes, self.private_bytes())
+                time.sleep(PEAK_SECONDS)
+
+        threading.Thread(target=watch, daemon=True).start()
+
     def stop(self) -> None:
         """End it by its stdin."""
         assert self.process.stdin is not None
@@ -70,6 +87,8 @@ class Chain:
     hosts: tuple[Worker, ...]
     entry: Worker
     model: StoredModel
+    context: int
+    concurrency: int
 
     def complete(self, prompt: Sequence[int], new_tokens: int) -> tuple[int, float, float]:
         """Stream one greedy completion: (tokens, seconds to the first, seconds in all)."""
@@ -92,6 +111,7 @@ class Chain:
             "prompt": list(prompt),
             "max_tokens": new_tokens,
             "temperature": 0,
+            "ignore_eos": True,  # as many tokens as the reference, whatever they are
             "stream": True,
             "stream_options": {"include_usage": True},
         }
@@ -174,7 +194,15 @@ def chain(
             "plan": plan.model_dump(mode="json"),
             "hosts": {node: host.said["grpc"] for node, host in hosts.items()},
         }
-        served = Chain(entry.said["http"], entry.said["control"], tuple(hosts.values()), entry, model)
+        served = Chain(
+            entry.said["http"],
+            entry.said["control"],
+            tuple(hosts.values()),
+            entry,
+            model,
+            context,
+            concurrency,
+        )
         httpx.put(f"http://{served.control}/control/plan", json=body).raise_for_status()
         while (state := served.status())["state"] != "serving":
             if state["state"] == "failed":

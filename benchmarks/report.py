@@ -33,11 +33,11 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the report: what was measured, and the ratio that a target is set on, if one is."""
+    """One line of the report: what was measured, and the ratios of its turns, which a target is set on, if one is."""
 
     name: str
     measured: str
-    ratio: float | None = None
+    ratio: Samples | None = None
     target: float | None = None
     better: Literal["higher", "lower"] = "higher"
 
@@ -46,7 +46,8 @@ class Row:
         """``met`` or ``MISSED``; empty where no target is set."""
         if self.ratio is None or self.target is None:
             return ""
-        met = self.ratio >= self.target if self.better == "higher" else self.ratio <= self.target
+        ratio = self.ratio.median
+        met = ratio >= self.target if self.better == "higher" else ratio <= self.target
         return "met" if met else "MISSED"
 
 
@@ -54,7 +55,7 @@ def table(title: str, rows: Sequence[Row]) -> str:
     """Markdown, so that a run can be put into the documentation as it is."""
     lines = [f"### {title}", "", "| what | measured | ratio | target | |", "|---|---|---|---|---|"]
     for row in rows:
-        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+        ratio = "" if row.ratio is None else row.ratio.show("x", 2)
         sign = ">=" if row.better == "higher" else "<="
         target = "" if row.target is None else f"{sign} {row.target:.2f}"
         lines.append(f"| {row.name} | {row.measured} | {ratio} | {target} | {row.verdict} |")

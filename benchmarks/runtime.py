@@ -16,6 +16,7 @@ from splitinfer.segment_runtime.store.importer import import_model
 from splitinfer.segment_runtime.store.reader import StoredModel
 
 Note = Callable[[str], None]
+MIB = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ def tokens_per_second(tokens: int, first: float, total: float) -> float:
     return (tokens - 1) / (total - first)
 
 
+def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> Samples:
+    """Turn by turn, so that what slows a turn slows both sides of its ratio."""
+    return Samples.of([a / b for a, b in zip(numerators, denominators, strict=True)])
+
+
 def single_stream(model: StoredModel, reference: Worker, sizes: Sizes, note: Note) -> list[Row]:
     """One stream over 3 segments on loopback, 8 users, TTFT, memory, and where a token's time goes."""
     ours: list[float] = []
@@ -47,9 +53,9 @@ def single_stream(model: StoredModel, reference: Worker, sizes: Sizes, note: Not
     ttft_ours: list[float] = []
     ttft_theirs: list[float] = []
     with chain(model, 3, sizes.threads) as served:
-        idle = [host.private_bytes() for host in served.hosts]
         served.complete(prompt(sizes.prompt_tokens, 0), 8)  # warm
         served.complete(prompt(sizes.long_prompt_tokens, 0), 2)
+        idle = [host.private_bytes() for host in served.hosts]
         before = served.metrics()
         steps_only: list[dict[tuple[str, str, str], float]] = []
         for turn in range(1, sizes.repeats + 1):
@@ -76,31 +82,40 @@ def single_stream(model: StoredModel, reference: Worker, sizes: Sizes, note: Not
             Row(
                 "one stream, 3 segments",
                 Samples.of(ours).show("tokens/s"),
-                Samples.of([a / b for a, b in zip(ours, theirs, strict=True)]).median,
+                ratios(ours, theirs),
                 0.9,
             ),
             Row(
                 "8 users, 3 segments, against one stream",
                 Samples.of(eight).show("tokens/s"),
-                Samples.of([a / b for a, b in zip(eight, ours, strict=True)]).median,
+                ratios(eight, ours),
                 3.0,
             ),
             Row("TTFT, 512-token prompt, `generate`", Samples.of(ttft_theirs).show("s", 3)),
             Row(
                 "TTFT, 512-token prompt, 3 segments",
                 Samples.of(ttft_ours).show("s", 3),
-                Samples.of([a / b for a, b in zip(ttft_ours, ttft_theirs, strict=True)]).median,
+                ratios(ttft_ours, ttft_theirs),
                 1.1,
                 "lower",
             ),
         ]
-        rows += parts(steps_only, len(served.hosts))
+        rows += parts(steps_only, len(served.hosts), [1e3 / speed for speed in ours])
         rows += memory(served, idle)
     return rows
 
 
-def parts(turns: Sequence[dict[tuple[str, str, str], float]], hops: int) -> list[Row]:
-    """Milliseconds of one token of one stream, by part, from the entry's own histograms."""
+ENTRY_PARTS = ("embed", "wire", "return_queue", "decode", "head", "sample")
+
+
+def parts(
+    turns: Sequence[dict[tuple[str, str, str], float]], hops: int, per_token: Sequence[float]
+) -> list[Row]:
+    """Milliseconds of one token of one stream, by part, from the entry's own histograms.
+
+    The rest is what the client saw (``per_token``) and no part has: hand-over between threads, the stream to the
+    client, the client itself.
+    """
 
     def mean(name: str, part: str, hop: str = "") -> Samples:
         return Samples.of(
@@ -113,32 +128,37 @@ def parts(turns: Sequence[dict[tuple[str, str, str], float]], hops: int) -> list
         each = [mean(hop, part, str(h)).values for h in range(hops)]
         return Samples.of([sum(values) for values in zip(*each, strict=True)])
 
-    rows = [
-        Row("per token: compute, all hosts", over_hops("compute").show("ms", 2)),
-        Row("per token: serialise, all hosts", over_hops("serialise").show("ms", 2)),
-        Row("per token: queue, all hosts", over_hops("queue").show("ms", 2)),
-    ]
-    rows += [
-        Row(f"per token: {part.replace('_', ' ')}", mean(step, part).show("ms", 2))
-        for part in ("wire", "return_queue", "head", "sample")
-    ]
-    return rows
+    columns = {f"{part}, all hosts": over_hops(part) for part in ("compute", "serialise", "queue")}
+    columns |= {part.replace("_", " "): mean(step, part) for part in ENTRY_PARTS}
+    known = [sum(values) for values in zip(*(samples.values for samples in columns.values()), strict=True)]
+    columns["rest"] = Samples.of([all_ - some for all_, some in zip(per_token, known, strict=True)])
+    return [Row(f"per token: {name}", samples.show("ms", 2)) for name, samples in columns.items()]
 
 
-def memory(served: Chain, idle: Sequence[int]) -> list[Row]:
-    """Private memory of a host against its weights and KV budget; the rest is the fixed part."""
-    state = served.status()
+def memory(served: Chain, fixed: Sequence[int]) -> list[Row]:
+    """Private memory of each host once its whole KV budget has been written, against weights + budget + fixed part.
+
+    The fixed part (Python, torch, transformers, buffers) is measured beforehand, with the weights loaded and hardly
+    any KV. Private (USS) and not resident memory: what the processes of one machine share is counted once by nobody.
+    """
+    users, context = served.concurrency, served.context
+    for host in served.hosts:
+        host.watch_peak()
+    served.complete_many([prompt(context - 2, 7000 + user) for user in range(users)], 2)
     rows = []
-    for host, empty, (node, view) in zip(served.hosts, idle, sorted(state["hosts"].items()), strict=True):
-        used = host.private_bytes()
-        weights = view["weight_bytes"]
+    for host, base, (node, view) in zip(
+        served.hosts, fixed, sorted(served.status()["hosts"].items()), strict=True
+    ):
+        used, weights = host.private_bytes(), view["weight_bytes"]
         budget = sum(r["kv_budget_bytes"] for r in view["ranges"])
-        mib = 1024 * 1024
         rows.append(
             Row(
-                f"memory of {node}",
-                f"{used / mib:.0f} MiB = weights {weights / mib:.0f} + KV budget {budget / mib:.0f} "
-                f"+ fixed {(used - weights - budget) / mib:.0f} (first seen {empty / mib:.0f})",
+                f"memory of {node} at its peak",
+                f"{host.peak_bytes / MIB:.0f} MiB; weights {weights / MIB:.0f} + KV budget {budget / MIB:.0f} + fixed "
+                f"{(base - weights) / MIB:.0f}; {used / MIB:.0f} once all is released",
+                Samples.of([host.peak_bytes / (base + budget)]),
+                1.0,
+                "lower",
             )
         )
     return rows
@@ -163,13 +183,12 @@ def micro_batches(model: StoredModel, sizes: Sizes, note: Note) -> list[Row]:
                 note(
                     f"turn {turn}: one micro-batch {speeds['1'][-1]:.1f}, two {speeds['2'][-1]:.1f} tokens/s"
                 )
-    ratios = [b / a for a, b in zip(speeds["1"], speeds["2"], strict=True)]
     return [
         Row("16 users, 2 hosts, one micro-batch of 8 in flight", Samples.of(speeds["1"]).show("tokens/s")),
         Row(
             "16 users, 2 hosts, two micro-batches of 8 in flight",
             Samples.of(speeds["2"]).show("tokens/s"),
-            Samples.of(ratios).median,
+            ratios(speeds["2"], speeds["1"]),
             1.6,
         ),
     ]

@@ -38,7 +38,7 @@ async def test_a_full_queue_is_told_to_come_back(case: Case, engine: Engine, hos
         async def count(stream: object) -> int:
             return len([event async for event in stream])  # type: ignore[attr-defined]  # a token stream
 
-        assert await asyncio.gather(count(first), count(second)) == [LONG.max_tokens] * 2
+        assert list(await asyncio.gather(count(first), count(second))) == [LONG.max_tokens] * 2
 
 
 async def test_a_dtype_does_not_change_under_sessions(

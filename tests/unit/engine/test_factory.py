@@ -18,11 +18,13 @@ def test_an_unknown_engine_is_refused_by_name() -> None:
 
 
 def test_torch_is_imported_by_the_torch_engine_only() -> None:
-    """The factory, the port and the entry's embedding load no tensor library."""
+    """The programs of host and entry, the API, the store and the port load no tensor library by being imported."""
     code = (
         "import sys\n"
         "import splitinfer.segment_runtime.engine.factory, splitinfer.segment_runtime.engine.port\n"
         "import splitinfer.segment_runtime.engine.threads, splitinfer.segment_runtime.entry.embed\n"
+        "import splitinfer.segment_runtime.entry.__main__, splitinfer.segment_runtime.host.__main__\n"
+        "import splitinfer.segment_runtime.api.app, splitinfer.segment_runtime.store.importer\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})

@@ -41,6 +41,7 @@ class HeadThread:
     def _sample(
         self, head: LoadedHead, frame: pb.Frame, kept: Sequence[Slice], wanted: Wanted
     ) -> list[Sampled | SamplerError]:
+        entered = self._clock()
         hidden = array_of(frame)  # [kept rows, hidden]
         if len(wanted) != len(kept):
             rows = {piece.session: row for row, piece in enumerate(kept)}
@@ -49,6 +50,7 @@ class HeadThread:
         logits = head.logits(hidden)
         computed = self._clock()
         drawn = [_draw(logits[row], live) for row, (_, live) in enumerate(wanted)]
+        self._metrics.step_seconds.labels("decode").observe(began - entered)
         self._metrics.step_seconds.labels("head").observe(computed - began)
         self._metrics.step_seconds.labels("sample").observe(self._clock() - computed)
         return drawn

@@ -20,7 +20,8 @@ class PipelineMetrics:
         )
         self.step_seconds = Histogram(
             "splitinfer_entry_step_seconds",
-            "Time of one step seen from the entry, by part: ring (all hops and links), wire, head, sample",
+            "Time of one step seen from the entry, by part: embed (and encode), "
+            "ring (all hops and links), wire (of the ring), return_queue, decode, head, sample",
             ["part"],
             buckets=SECONDS,
             registry=registry,

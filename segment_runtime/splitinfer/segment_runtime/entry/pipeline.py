@@ -333,6 +333,7 @@ class Pipeline:
     def _next_frame(self, chain: Chain) -> pb.Frame | None:
         """The next micro-batch as a frame, else a frame of releases, else None."""
         while (batch := self._scheduler.next_batch()) is not None:
+            began = self._clock()
             try:
                 frame = frame_of(batch, chain.plan, chain.embedder)
             except TokensRefused as error:
@@ -342,6 +343,7 @@ class Pipeline:
                 continue
             self._drained.clear()
             self._note_sent(batch)
+            self._metrics.step_seconds.labels("embed").observe(self._clock() - began)
             return frame
         released = self._scheduler.take_released()
         if not released:
