@@ -59,7 +59,7 @@ async def all_of(work: Mapping[str, Awaitable[T]]) -> dict[str, T]:
     return {name: task.result() for name, task in tasks.items()}
 
 
-async def fence(plan: Plan, clients: Clients, keep: int | None) -> Plan:
+async def fence(plan: Plan, clients: Clients, keep: Plan | None) -> Plan:
     """The plan under an epoch that no host has seen; hosts drop what no entry serves any more.
 
     An entry that was restarted knows nothing of its predecessor's epochs; the hosts do.
@@ -67,7 +67,7 @@ async def fence(plan: Plan, clients: Clients, keep: int | None) -> Plan:
     Args:
         plan: what is to serve.
         clients: its hosts.
-        keep: the epoch that serves, or whose blocks are worth keeping because the plan may share them.
+        keep: the plan that serves, or whose blocks are worth keeping because the new plan may share them.
 
     Raises:
         ChangeFailed: a host does not answer, shuts down, or is another than it should be.
@@ -82,7 +82,7 @@ async def fence(plan: Plan, clients: Clients, keep: int | None) -> Plan:
                 refused=True,
             )
     for node, state in states.items():
-        for stale in {r.epoch for r in state.ranges} - {keep}:
+        for stale in _stale(node, state, keep):
             with contextlib.suppress(HostError):
                 await clients[node].release(stale, RELEASE_SECONDS)
     fences = max(state.fence for state in states.values())
@@ -152,18 +152,26 @@ async def release(epoch: int, clients: Clients) -> None:
     )
 
 
-async def sweep(serving: int, clients: Clients) -> set[str]:
-    """Have hosts drop all but the epoch that serves. Gives the hosts that did not answer.
+async def sweep(serving: Plan, clients: Clients) -> set[str]:
+    """Have hosts drop all but what serves. Gives the hosts that did not answer.
 
-    Also newer epochs: of an entry before this one, on a host that the plan does not use. Not to be called while a
-    change is under way.
+    Not to be called while a change is under way.
     """
 
-    async def one(client: HostClient) -> None:
+    async def one(node: str, client: HostClient) -> None:
         state = await client.describe(DESCRIBE_SECONDS)
-        for stale in {r.epoch for r in state.ranges} - {serving}:
+        for stale in _stale(node, state, serving):
             await client.release(stale, RELEASE_SECONDS)
 
-    names = list(clients)
-    results = await asyncio.gather(*(one(clients[name]) for name in names), return_exceptions=True)
-    return {name for name, result in zip(names, results, strict=True) if isinstance(result, HostError)}
+    results = await asyncio.gather(*(one(n, c) for n, c in clients.items()), return_exceptions=True)
+    return {name for name, result in zip(clients, results, strict=True) if isinstance(result, HostError)}
+
+
+def _stale(node: str, state: pb.HostState, keep: Plan | None) -> set[int]:
+    """Epochs on a host that are not of the plan to keep.
+
+    On a host that the plan does not use every epoch is: an entry before this one may have left some that are newer
+    than the plan's, or have its very number by chance.
+    """
+    kept = {keep.epoch} if keep is not None and node in keep.nodes else set[int]()
+    return {r.epoch for r in state.ranges} - kept

@@ -291,9 +291,9 @@ class Coordinator:
             self._wake.clear()
             while self._situation().cause is not None:
                 await self._once()
-            if self._unswept:
+            if self._unswept and (serving := self._pipeline.plan) is not None:
                 waiting = {node: self._hosts[node] for node in self._unswept}
-                self._unswept = await changes.sweep(self._pipeline.epoch, waiting)
+                self._unswept = await changes.sweep(serving, waiting)
 
     async def _once(self) -> None:
         """One change, or what follows from its failure."""
@@ -361,7 +361,7 @@ class Coordinator:
             clients = {node: self._hosts[node] for node in plan.nodes}
             # What is left of a broken epoch is worth keeping, because the repair shares most of its blocks. But it
             # takes room, so a repair that failed once does without.
-            keep = None if self._broken is not None and self._recoveries else self._pipeline.epoch
+            keep = None if self._broken is not None and self._recoveries else self._pipeline.plan
             fenced = await changes.fence(plan, clients, keep)
             if self._target is plan:
                 self._target = fenced
