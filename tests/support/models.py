@@ -1,6 +1,7 @@
 """Small random models of every architecture on the allow list, and the real default model.
 
-The reference in every test is transformers' own model, loaded by transformers from its own files.
+The reference in every test is transformers' own model, loaded by transformers from its own files, with its weights in
+memory that torch allocated (`owned`).
 """
 
 from __future__ import annotations
@@ -167,8 +168,20 @@ def random_case(name: str, root: Path, dtype: str = "float32", device: str = "cp
     if not folder.exists():
         save_random_model(name, folder)
         import_model(folder, name=name, store=store, require_tokenizer=False)
-    reference = _AUTO.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
+    reference = owned(_AUTO.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval())
     return Case(name, store.open(name), reference)
+
+
+def owned(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with every weight copied into memory of its own, aligned as torch aligns.
+
+    Weights that transformers mapped from a file begin wherever the file has them. On some processors the product
+    with a weight that is not aligned to 16 bytes sums in another order, so transformers' own logits would depend on
+    the length of a file's header. The engine copies for the same reason (`torch_weights`).
+    """
+    for tensor in (*model.parameters(), *model.buffers()):  # a tied weight is one parameter, and stays one
+        tensor.data = tensor.data.clone()
+    return model
 
 
 def smollm2_gguf() -> Path:
@@ -198,7 +211,4 @@ def smollm2_stored() -> StoredModel:
 def smollm2_reference() -> PreTrainedModel:
     """The default model as transformers itself reads it from the GGUF file."""
     gguf = smollm2_gguf()
-    reference: PreTrainedModel = _AUTO.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-    ).eval()
-    return reference
+    return owned(_AUTO.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).eval())
