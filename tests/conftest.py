@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 
-# Under nohup SIGHUP is ignored, and children inherit that; `up` then rightly outlives its parent, but the tests that
-# start it ask for what it does otherwise.
+# Children inherit what is ignored: SIGHUP under nohup, SIGINT in a shell's background. The tests start processes that
+# are to obey both.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -111,6 +111,12 @@ def check_envelope(frame: pb.Frame, expected: Expectation) -> None:
         raise _refuse("timings", f"of hops {behind}, expected one of each of the {expected.hop} hops behind")
 
 
+def check_order(frame: pb.Frame, last_step: int) -> None:
+    """The step is newer than the newest that was taken. Raises FrameError."""
+    if not last_step < frame.step <= last_step + MAX_STEP_GAP:
+        raise _refuse("step", f"{frame.step}, out of order: the newest is {last_step}")
+
+
 def check_frame(
     frame: pb.Frame,
     expected: Expectation,
@@ -135,8 +141,7 @@ def check_frame(
         FrameError: the first field that is wrong; nothing was changed.
     """
     check_envelope(frame, expected)
-    if not last_step < frame.step <= last_step + MAX_STEP_GAP:
-        raise _refuse("step", f"{frame.step}, out of order: the newest is {last_step}")
+    check_order(frame, last_step)
     released = set(frame.released)
     if 0 in released:
         raise _refuse("released", "0 is not a session")

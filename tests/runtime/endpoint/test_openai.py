@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
+import socket
 import threading
 from collections.abc import Sequence
 
@@ -150,6 +153,24 @@ def test_a_client_that_goes_away_frees_its_cache_within_a_second(endpoint: Endpo
     took = until(lambda: endpoint.sessions_on_hosts() == 0, seconds=10, what="the KV to be freed")
     assert took < 1.0
     assert endpoint.status()["sessions"] == {"running": 0, "waiting": 0}
+
+
+def test_a_client_that_leaves_while_its_prompt_is_computed_frees_its_cache_too(endpoint: Endpoint) -> None:
+    """The release would wait for a chunk that takes seconds: the hosts end it, and serve the next request."""
+    body = {"model": "smollm2", "prompt": [500] * 500, "max_tokens": 8, "temperature": 0}
+    url = httpx.URL(endpoint.url)
+    with contextlib.closing(socket.create_connection((url.host, url.port))) as connection:
+        data = json.dumps(body).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
+        connection.sendall(f"{head}\r\n\r\n".encode() + data)
+        until(lambda: endpoint.sessions_on_hosts() > 0, seconds=20, what="a host to begin with the prompt")
+    until(lambda: endpoint.sessions_on_hosts() == 0, seconds=20, what="the KV to be freed")
+    assert (
+        'splitinfer_entry_step_errors_total{code="abandoned"} 1.0'
+        in httpx.get(f"{endpoint.url}/metrics").text
+    )
+    again = httpx.post(f"{endpoint.url}/v1/completions", json=body | {"prompt": [500] * 5}, timeout=60)
+    assert again.json()["usage"]["completion_tokens"] == 8
 
 
 def test_a_prompt_past_the_plan_s_context_is_refused_with_numbers(client: openai.OpenAI) -> None:

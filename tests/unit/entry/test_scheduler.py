@@ -200,3 +200,27 @@ def test_steps_count_anew_in_every_epoch() -> None:
     assert sent(scheduler).step > 1
     scheduler.reset(LIMITS)
     assert sent(scheduler).step == 1
+
+
+def test_a_session_larger_than_the_new_budget_is_given_back_not_queued() -> None:
+    """At the head of the queue it would keep out everybody behind it for ever."""
+    scheduler = Scheduler(LIMITS)
+    scheduler.submit(session(1, 5, capacity=100))
+    scheduler.submit(session(2, 5, capacity=30))
+    sent(scheduler)
+    unfit = scheduler.reset(replace(LIMITS, kv_budget_tokens=40))
+    assert [s.id for s in unfit] == [1]
+    assert [s.id for s in scheduler.live] == [2]
+    assert rows(sent(scheduler)) == [(2, 0, 5, 1)]
+
+
+def test_who_shares_a_step_in_flight_is_not_alone() -> None:
+    """Alone: in no step, or in one that has nobody else. Then its KV can be freed without harm to others."""
+    scheduler = Scheduler(LIMITS)
+    scheduler.submit(session(1, 30))
+    assert scheduler.is_alone(1)
+    sent(scheduler)
+    assert scheduler.is_alone(1)
+    shared = decoding(2)
+    sent(shared)
+    assert not shared.is_alone(1)

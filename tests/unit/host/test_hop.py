@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 
-from splitinfer.segment_runtime.engine.port import Array, KvBlob, SessionError, SessionRows
+from splitinfer.segment_runtime.engine.interrupt import Interrupt
+from splitinfer.segment_runtime.engine.port import (
+    Array,
+    KvBlob,
+    SessionError,
+    SessionRows,
+    StepInterrupted,
+)
 from splitinfer.segment_runtime.host.hop import Hop
 from splitinfer.segment_runtime.proto import runtime_pb2 as pb
 from splitinfer.segment_runtime.wire import Expectation, array_of, put_array
@@ -26,6 +33,7 @@ class FakeRange:
 
     def __init__(self, bad: int = 0) -> None:
         self.bad = bad
+        self.in_step: Callable[[], None] = lambda: None
         self.open_sessions: dict[int, tuple[int, int]] = {}
 
     @property
@@ -46,8 +54,11 @@ class FakeRange:
         """Tokens held."""
         return self.open_sessions[session][1]
 
-    def step(self, hidden: Array, batch: Sequence[SessionRows]) -> Array:
-        """Rows and lengths grow."""
+    def step(self, hidden: Array, batch: Sequence[SessionRows], interrupt: Interrupt | None = None) -> Array:
+        """Rows and lengths grow, unless somebody interrupts in the middle."""
+        self.in_step()
+        if interrupt is not None and interrupt.is_set():
+            raise StepInterrupted("the step was given up")
         for rows in batch:
             if rows.session == self.bad:
                 raise SessionError("a bad session")
@@ -176,3 +187,53 @@ def test_a_release_may_come_for_what_is_not_open(released: tuple[int, ...]) -> N
     for step in (2, 3):
         assert hop.take(frame(step, released=released), 0.0, clock).error is None
     assert not fake.open_sessions
+
+
+def test_a_forgotten_session_is_freed_before_the_frame_that_releases_it() -> None:
+    """It is in no step: gone at once. The late release is no error, and only then may its number begin anew."""
+    hop, fake = make()
+    hop.take(frame(1, (7, 0, 3, 9), (8, 0, 1, 9)), 0.0, clock)
+    hop.forget([7, 99])
+    assert list(fake.open_sessions) == [8]
+    assert hop.take(frame(2, (8, 1, 1, 9), released=(7,)), 0.0, clock).error is None
+    assert hop.forgotten == {99}
+    assert hop.take(frame(3, (7, 0, 1, 9)), 0.0, clock).error is None
+
+
+def test_a_step_of_forgotten_sessions_only_ends_in_the_middle() -> None:
+    """The engine is interrupted, nothing is left open, and what the frame releases goes on to the next hop."""
+    hop, fake = make()
+    hop.take(frame(1, (6, 0, 1, 4), (7, 0, 1, 4)), 0.0, clock)
+    fake.in_step = lambda: hop.forget([7])
+    outcome = hop.take(frame(2, (7, 1, 2, 4), released=(6,)), 0.0, clock)
+    assert outcome.error is not None
+    assert outcome.error.code == pb.ABANDONED
+    assert outcome.frame is not None
+    assert (list(outcome.frame.released), len(outcome.frame.sessions)) == ([6], 0)
+    assert (fake.open_sessions, hop.capacities) == ({}, {})
+
+
+def test_a_forgotten_session_leaves_the_others_of_its_step_alone() -> None:
+    """The step goes on for who is left; what was forgotten is freed when it ends, not under it."""
+    hop, fake = make()
+    seen: list[int] = []
+
+    def forget_one() -> None:
+        hop.forget([7])
+        seen.extend(fake.open_sessions)
+
+    fake.in_step = forget_one
+    outcome = hop.take(frame(1, (7, 0, 1, 4), (8, 0, 1, 4)), 0.0, clock)
+    assert (outcome.error, seen) == (None, [7, 8])
+    assert list(fake.open_sessions) == [8]
+
+
+def test_a_frame_on_its_way_does_not_open_a_forgotten_session_again() -> None:
+    """The word overtook the frame: it is refused as given up, its step counts, and its fields are still checked."""
+    hop, fake = make()
+    hop.forget([7])
+    assert hop.take(frame(5, (7, 0, 3, 9)), 0.0, clock).error is not None
+    assert (fake.open_sessions, hop.last_step) == ({}, 5)
+    late = hop.take(frame(5, (7, 0, 3, 9)), 0.0, clock)
+    assert late.error is not None
+    assert (late.error.code, late.error.field) == (pb.BAD_FRAME, "step")

@@ -8,7 +8,8 @@ Errors
 EngineError               base: the engine cannot do what was asked
 ├── UnsupportedModel      this engine has no recipe for the architecture, dtype or device (by name)
 ├── LoadError             weights that do not match the index, or are not finite
-└── SessionError          a session that is unknown, already open, past its capacity, or out of step
+├── SessionError          a session that is unknown, already open, past its capacity, or out of step
+└── StepInterrupted       a step that was asked to end early, and did
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
+
+from splitinfer.segment_runtime.engine.interrupt import Interrupt
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +45,10 @@ class LoadError(EngineError):
 
 class SessionError(EngineError):
     """A session that is unknown, already open, past its capacity or out of step."""
+
+
+class StepInterrupted(EngineError):
+    """A step that was asked to end early, and did: no session has grown by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,18 +109,21 @@ class LoadedRange(Protocol):
     def length(self, session: int) -> int:
         """Tokens in the KV cache of a session."""
 
-    def step(self, hidden: Array, batch: Sequence[SessionRows]) -> Array:
+    def step(self, hidden: Array, batch: Sequence[SessionRows], interrupt: Interrupt | None = None) -> Array:
         """Run the rows of ``batch`` through the blocks and append to their KV.
 
         Args:
             hidden: ``[rows, hidden_size]`` in the range's dtype, rows grouped as in ``batch``.
             batch: one entry per session, each at most once; ``position`` equals `length`.
+            interrupt: set, perhaps by another thread, when nobody wants the result any more. The step then ends
+                as soon as it can.
 
         Returns:
             ``[rows, hidden_size]``, same dtype and order.
 
         Raises:
             SessionError: before anything is changed.
+            StepInterrupted: `interrupt` was set in time; lengths are as before.
         """
 
     def export_kv(self, session: int, begin: int, end: int) -> KvBlob:

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from splitinfer.segment_runtime.engine.port import Array, KvBlob, SessionError, SessionRows
+from splitinfer.segment_runtime.engine.interrupt import Interrupt
+from splitinfer.segment_runtime.engine.port import (
+    Array,
+    KvBlob,
+    SessionError,
+    SessionRows,
+    StepInterrupted,
+)
 from splitinfer.segment_runtime.engine.torch_arrays import to_array, to_tensor
 from splitinfer.segment_runtime.engine.torch_attention import Ragged, StepCache, first_visible, session_mask
 from splitinfer.segment_runtime.engine.torch_memory import give_back
@@ -82,7 +89,7 @@ class TorchRange:
         self._sessions.clear()
         give_back(self._model.device)
 
-    def step(self, hidden: Array, batch: Sequence[SessionRows]) -> Array:
+    def step(self, hidden: Array, batch: Sequence[SessionRows], interrupt: Interrupt | None = None) -> Array:
         """Run the rows of ``batch`` through the blocks and append to their KV."""
         self._check_loaded()
         units = self._units
@@ -90,7 +97,7 @@ class TorchRange:
         self._threads.compute()
         with torch.inference_mode():
             rows = to_tensor(hidden[None]).to(self._model.device)  # [1, rows, hidden]
-            rows = self._run(units, rows, batch, sessions)
+            rows = self._run(units, rows, batch, sessions, interrupt)
             result = to_array(rows[0].contiguous().cpu())
         for session, part in zip(sessions, batch, strict=True):
             session.length = part.position + part.count
@@ -119,6 +126,7 @@ class TorchRange:
         rows: torch.Tensor,
         batch: Sequence[SessionRows],
         sessions: Sequence[Session],
+        interrupt: Interrupt | None,
     ) -> torch.Tensor:
         model = self._model
         counts = [part.count for part in batch]
@@ -136,6 +144,8 @@ class TorchRange:
             rows, torch.from_numpy(positions)[None].to(model.device), counts, set(self._layer_types)
         )
         for unit, window, layer_type in zip(units, self._windows, self._layer_types, strict=True):
+            if interrupt is not None and interrupt.is_set():
+                raise StepInterrupted("the step was given up")
             if embeddings is not None:
                 arguments["position_embeddings"] = embeddings[layer_type]
             assert unit.module is not None

@@ -185,7 +185,7 @@ async def serve(args: argparse.Namespace) -> int:
     # A task that ends on its own is a defect; the process then ends with its traceback, and is restarted.
     await asyncio.wait({stopped, *tasks}, return_when=asyncio.FIRST_COMPLETED)
     if stop.is_set() and not orphaned.is_set():
-        pipeline.refusing = "the entry is shutting down"
+        pipeline.closing = "the entry is shutting down"
         log.info("draining", sessions=pipeline.sessions()[0], grace_seconds=args.grace_seconds)
         await pipeline.drain(args.grace_seconds)
     for endpoint in (public, private):

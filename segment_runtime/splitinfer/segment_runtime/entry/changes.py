@@ -27,6 +27,7 @@ DESCRIBE_SECONDS = 5.0
 connection breaks at once."""
 COMMIT_SECONDS = 20.0
 RELEASE_SECONDS = 20.0
+FORGET_SECONDS = 5.0
 
 T = TypeVar("T")
 Clients = Mapping[str, HostClient]
@@ -150,6 +151,12 @@ async def release(epoch: int, clients: Clients) -> None:
     await asyncio.gather(
         *(client.release(epoch, RELEASE_SECONDS) for client in clients.values()), return_exceptions=True
     )
+
+
+async def forget(client: HostClient, epoch: int, session: int) -> None:
+    """Have a host free a session at once. If that fails, the release in the next frame does it."""
+    with contextlib.suppress(HostError):
+        await client.forget(epoch, [session], FORGET_SECONDS)
 
 
 async def sweep(serving: Plan, clients: Clients) -> set[str]:

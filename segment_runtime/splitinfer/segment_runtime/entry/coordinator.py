@@ -114,6 +114,7 @@ class Coordinator:
         self.last_error: str | None = None
         self._failed = False
         pipeline.on_broken = self.broken
+        pipeline.on_given_up = self._forget_session
 
     # --- what others say ---------------------------------------------------------------------------
 
@@ -159,7 +160,7 @@ class Coordinator:
         self.update_hosts(hosts)
         self._epoch = plan.epoch
         self._target, self._attempts = plan, 0
-        self._pipeline.next_context = plan.max_context_tokens
+        self._limit_context()
         if self._broken is None:
             self._failed = False
         self._wake.set()
@@ -218,6 +219,13 @@ class Coordinator:
             self._draining.add(node)
             self._wake.set()
 
+    def _forget_session(self, session: int) -> None:
+        """Have the hosts that serve free a session now, also one that they are computing."""
+        plan = self._pipeline.plan
+        for node in plan.nodes if plan is not None else ():
+            if (client := self._hosts.get(node)) is not None:
+                self._later(changes.forget(client, self._pipeline.epoch, session))
+
     async def close(self) -> None:
         """Close the connections to the hosts; they keep what they have."""
         self._cancel_deadline()
@@ -273,6 +281,13 @@ class Coordinator:
     def _newer_target(self) -> Plan | None:
         target = self._target
         return target if target is not None and target.epoch > self._pipeline.epoch else None
+
+    def _limit_context(self) -> None:
+        """Requests must fit every plan that may serve next: the one that is prepared, and one that came meanwhile."""
+        coming = [
+            plan.max_context_tokens for plan in (self._changing, self._newer_target()) if plan is not None
+        ]
+        self._pipeline.next_context = min(coming, default=None)
 
     def _leaving(self) -> set[str]:
         plan = self._pipeline.plan
@@ -335,7 +350,8 @@ class Coordinator:
         now = self._situation()
         verdict = after_failure(now, tried, refused=refused, attempts=self._attempts)
         if verdict.drop_target:
-            self._target = self._pipeline.next_context = None
+            self._target = None
+        self._limit_context()
         if not verdict.keep_leaving:
             self._draining -= self._leaving()
         self._failed = self._failed or verdict.failed
@@ -357,6 +373,7 @@ class Coordinator:
         """Prepare, token boundary, commit; the old epoch is swept afterwards. Raises ChangeFailed."""
         self._changing = plan
         self._loaded = {}
+        self._limit_context()
         try:
             clients = {node: self._hosts[node] for node in plan.nodes}
             # What is left of a broken epoch is worth keeping, because the repair shares most of its blocks. But it
@@ -373,12 +390,25 @@ class Coordinator:
             began = self._clock()
             if self._broken is None:
                 await self._pipeline.pause()
+            await self._check_sessions(plan, clients)
             await self._commit(plan, clients)
             self._metrics.stall_seconds.observe(self._clock() - began)
             log.info("serving", epoch=plan.epoch)
             self._unswept = set(self._hosts)
         finally:
             self._changing = None
+            self._limit_context()
+
+    async def _check_sessions(self, plan: Plan, clients: Mapping[str, HostClient]) -> None:
+        """What `accept` asked of the sessions must hold for those that came since. Raises ChangeFailed."""
+        serving = self._pipeline.plan
+        if serving is not None and plan.dtype != serving.dtype and any(self._pipeline.sessions()):
+            await changes.release(plan.epoch, clients)
+            raise ChangeFailed(
+                f"plan.dtype: sessions began in {serving.dtype} while {plan.dtype} was prepared, and would go on with "
+                "other tokens; post the plan again when they have ended",
+                refused=True,
+            )
 
     def _note_loaded(self, node: str, done: int, total: int) -> None:
         self._loaded[node] = (done, total)
@@ -416,8 +446,6 @@ class Coordinator:
         embedder, head = self._heads[plan.dtype]
         self._heads = {plan.dtype: (embedder, head)}
         self._pipeline.switch(plan, link, embedder, head)
-        target = self._newer_target()
-        self._pipeline.next_context = target.max_context_tokens if target else None
 
     def _defect(self, epoch: int) -> str | None:
         """What is known already to be broken in a chain that was just committed."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import grpc
 
@@ -93,6 +93,12 @@ class HostClient:
         """Have the host drop ``epoch``. Raises HostError."""
         async with self._asking():
             await self._stub.Release(pb.EpochRequest(epoch=epoch), timeout=timeout_seconds)
+
+    async def forget(self, epoch: int, sessions: Sequence[int], timeout_seconds: float) -> None:
+        """Have the host free sessions and end a step that has only them. Raises HostError."""
+        async with self._asking():
+            request = pb.ForgetRequest(epoch=epoch, sessions=sessions)
+            await self._stub.Forget(request, timeout=timeout_seconds)
 
     async def close(self) -> None:
         """Close the connection."""

@@ -43,7 +43,7 @@ MAX_FAILURES = 2
 
 RETRY_AFTER_SECONDS = 2
 
-STEP_CODES = (pb.BAD_FRAME, pb.KV_EXHAUSTED, pb.COMPUTE_FAILED)
+STEP_CODES = (pb.BAD_FRAME, pb.KV_EXHAUSTED, pb.COMPUTE_FAILED, pb.ABANDONED)
 """Errors of one step; the chain is whole."""
 
 
@@ -83,7 +83,7 @@ class Chain:
     head: LoadedHead
 
 
-def _nobody_minds(_reason: str) -> None:
+def _nobody_minds(_what: object) -> None:
     """Until a coordinator listens."""
 
 
@@ -128,6 +128,10 @@ class Pipeline:
         self.steps_completed = 0
         """Steps that were sent and that came back right, over all epochs: what shows whether a chain works."""
         self.on_broken: Callable[[str], None] = _nobody_minds
+        self.on_given_up: Callable[[int], None] = _nobody_minds
+        """Told of a session whose KV the hosts may free without waiting for the next frame."""
+        self.closing: str | None = None
+        """Why no request is taken any more: the process ends. No change of plan takes it back."""
         self.refusing: str | None = None
         """Why no request is taken though a plan served once; set by the coordinator when it gives up for now."""
         self.next_context: int | None = None
@@ -157,8 +161,8 @@ class Pipeline:
         return self._plan.epoch if self._plan else 0
 
     def ready(self) -> bool:
-        """Whether a whole pipeline answers now."""
-        return self._chain is not None and not self._paused
+        """Whether a whole pipeline answers now, and takes requests."""
+        return self._chain is not None and not self._paused and not (self.closing or self.refusing)
 
     def sessions(self) -> tuple[int, int]:
         """(running, waiting)."""
@@ -186,8 +190,8 @@ class Pipeline:
 
     def submit(self, request: GenerationRequest) -> TokenStream:
         """Admit a request. See the port."""
-        if self._plan is None or self.refusing:
-            raise NotReady(self.refusing or "no plan serves yet", RETRY_AFTER_SECONDS)
+        if reason := self.closing or (self.refusing if self._plan else "no plan serves yet"):
+            raise NotReady(reason, RETRY_AFTER_SECONDS)
         assert request.prompt, "the API refuses it by name"
         assert request.max_tokens > 0, "the API refuses it by name"
         total = len(request.prompt) + request.max_tokens
@@ -211,7 +215,12 @@ class Pipeline:
         return stream
 
     def _cancel(self, session: int) -> None:
-        if self._forget(session) is not None:
+        alone = self._scheduler.is_alone(session)
+        live = self._forget(session)
+        if live is not None:
+            if alone and live.session.opened:
+                # A release waits for the step before it, and a long chunk of a prompt takes seconds.
+                self.on_given_up(session)
             self._look()
 
     def _forget(self, session: int) -> LiveRequest | None:
@@ -263,13 +272,16 @@ class Pipeline:
         self._chain = Chain(plan, link, embedder, head)
         self._sent.clear()
         self._drained.set()
-        self._scheduler.reset(
+        unfit = self._scheduler.reset(
             replace(
                 self._settings.scheduler,
                 kv_budget_tokens=plan.kv_budget_tokens,
                 max_in_flight=self._settings.micro_batches or len(plan.segments),
             )
         )
+        for session in unfit:
+            reason = f"the new plan has room for {plan.kv_budget_tokens} tokens, the request needs {session.capacity}"
+            self._end(self._live[session.id], PipelineFailed(reason))
         self._metrics.epoch.set(plan.epoch)
         self._paused = False
         self.refusing = self.next_context = None
@@ -369,7 +381,8 @@ class Pipeline:
             return
         where = f"hop {error.hop} on {error.node}: {error.field + ': ' if error.field else ''}{error.message}"
         if error.code in STEP_CODES and (batch := self._scheduler.in_flight.get(error.step)) is not None:
-            log.warning("step failed", step=error.step, reason=where)
+            if error.code != pb.ABANDONED:
+                log.warning("step failed", step=error.step, reason=where)
             for session in self._scheduler.rewind(error.step):
                 live = self._live[session]
                 # Not the one that broke it, perhaps: only a step of its own speaks against a session.

@@ -161,6 +161,12 @@ class Scheduler:
                 self._release(gone.id)
             self._admit()
 
+    def is_alone(self, session: int) -> bool:
+        """Whether no step in flight has rows of this running session together with those of another."""
+        found = self.running.get(session)
+        batch = self.in_flight.get(found.step) if found is not None else None
+        return batch is None or len(batch.slices) == 1
+
     def next_batch(self) -> MicroBatch | None:
         """The next micro-batch to send, or None when nothing is ready or enough is in flight."""
         if len(self.in_flight) >= self.limits.max_in_flight:
@@ -287,15 +293,23 @@ class Scheduler:
                 again.append(session.id)
         return again
 
-    def reset(self, limits: Limits) -> None:
+    def reset(self, limits: Limits) -> tuple[Session, ...]:
         """A new epoch: nothing is in flight, no host holds KV, every running session is replayed.
 
         Sessions that the new budget has no room for wait again, ahead of those that never ran. Steps count anew.
+
+        Returns:
+            Sessions that are larger than the whole new budget, and were forgotten: at the head of the queue one
+            would keep out everybody behind it for ever.
         """
         self.limits = limits
         self.in_flight.clear()
         self._released.clear()
         self._steps = 0
+        unfit = tuple(session for session in self.live if session.capacity > limits.kv_budget_tokens)
+        for session in unfit:
+            self.running.pop(session.id, None)
+            self.waiting.pop(session.id, None)
         reserved = 0
         back: list[Session] = []
         # The oldest keep their place: ids grow with admission, while the order of `running` rotates.
@@ -310,3 +324,4 @@ class Scheduler:
             self.waiting[session.id] = session
             self.waiting.move_to_end(session.id, last=False)
         self._admit()
+        return unfit

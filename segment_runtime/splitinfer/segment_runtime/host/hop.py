@@ -1,14 +1,20 @@
-"""One range of one epoch on a host, and what a frame does to it. No socket; the compute thread owns it."""
+"""One range of one epoch on a host, and what a frame does to it. No socket.
+
+The compute thread owns it. Only `forget` comes from another, also in the middle of a step: sessions that no frame
+will name again are freed at once where the step has none of them, and end the step where it has nothing else.
+"""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 import structlog
 
-from splitinfer.segment_runtime.engine.port import Array, LoadedRange
+from splitinfer.segment_runtime.engine.interrupt import Interrupt
+from splitinfer.segment_runtime.engine.port import Array, LoadedRange, StepInterrupted
 from splitinfer.segment_runtime.proto import runtime_pb2 as pb
 from splitinfer.segment_runtime.wire import (
     CheckedSlice,
@@ -16,7 +22,9 @@ from splitinfer.segment_runtime.wire import (
     FrameError,
     OpenSession,
     array_of,
+    check_envelope,
     check_frame,
+    check_order,
     kept_rows,
     put_array,
 )
@@ -65,14 +73,22 @@ class Hop:
     fenced: str | None = None
     taken: bool = False
     last_step: int = 0
+    forgotten: set[int] = field(default_factory=set)
+    """Sessions that the entry gave up, until the frame comes that releases them."""
+    _step: tuple[frozenset[int], Interrupt] = field(default_factory=lambda: (frozenset(), Interrupt()))
+    """Sessions of the step under way, and what ends it."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    """Guards the sessions: which are open, forgotten, in the step."""
 
     def take(self, frame: pb.Frame, received: float, clock: Callable[[], float]) -> Outcome:
         """Check every field of a frame, then compute it; ``received`` is when it came, by ``clock``."""
         began = clock()
         try:
-            slices = self._check(frame)
+            with self._lock:
+                slices = self._check(frame)
+                interrupt = self._begin(slices)
         except FrameError as error:
-            if error.code != pb.KV_EXHAUSTED:
+            if error.code not in (pb.KV_EXHAUSTED, pb.ABANDONED):
                 return Outcome(None, error)
             # Everything in it is right but the room: what it releases is to be released.
             self.last_step = frame.step
@@ -82,13 +98,18 @@ class Hop:
         hidden = array_of(frame)
         decoded = clock()
         try:
-            result = self._run(slices, hidden) if slices else hidden
+            result = self._run(slices, hidden, interrupt) if slices else hidden
+        except StepInterrupted as error:
+            self._end()
+            return self._without_rows(frame, FrameError(pb.ABANDONED, "", str(error)))
         except Exception as error:
+            self._end()
             log.exception("step failed", epoch=frame.epoch, hop=self.expected.hop, step=frame.step)
             # Some blocks may have appended to the KV and some not: these sessions begin anew.
             self.release(piece.rows.session for piece in slices)
             failure = FrameError(pb.COMPUTE_FAILED, "", f"{type(error).__name__}: {error}")
             return self._without_rows(frame, failure)
+        self._end()
         computed = clock()
         if self.last and (rows := kept_rows(slices)) is not None:
             result = np.ascontiguousarray(result[rows])
@@ -102,6 +123,11 @@ class Hop:
     def _check(self, frame: pb.Frame) -> tuple[CheckedSlice, ...]:
         if self.fenced is not None:
             raise FrameError(pb.WRONG_EPOCH, "epoch", f"{frame.epoch} is fenced off: {self.fenced}")
+        named = [piece.session for piece in frame.sessions]
+        if named and self.forgotten.issuperset(named):
+            check_envelope(frame, self.expected)
+            check_order(frame, self.last_step)
+            raise FrameError(pb.ABANDONED, "sessions", "the entry gave up every session of the step")
         reserved = sum(self.capacities.values())
         reserved -= sum(self.capacities.get(session, 0) for session in set(frame.released))
         return check_frame(frame, self.expected, self._session, reserved, self.last_step)
@@ -110,13 +136,34 @@ class Hop:
         capacity = self.capacities.get(session)
         return None if capacity is None else OpenSession(self.loaded.length(session), capacity)
 
-    def _run(self, slices: tuple[CheckedSlice, ...], hidden: Array) -> Array:
+    def _begin(self, slices: tuple[CheckedSlice, ...]) -> Interrupt:
+        interrupt = Interrupt()
+        self._step = (frozenset(piece.rows.session for piece in slices), interrupt)
+        return interrupt
+
+    def _end(self) -> None:
+        """No step is under way; what was forgotten in it is freed."""
+        with self._lock:
+            self._step = (frozenset(), Interrupt())
+            self._free(self.forgotten & self.capacities.keys())
+
+    def forget(self, sessions: Iterable[int]) -> None:
+        """The entry gave these up: free them without waiting for the frame that releases them. From any thread."""
+        with self._lock:
+            self.forgotten.update(sessions)
+            running, interrupt = self._step
+            if running and running <= self.forgotten:
+                interrupt.set()
+            self._free((self.forgotten & self.capacities.keys()) - running)
+
+    def _run(self, slices: tuple[CheckedSlice, ...], hidden: Array, interrupt: Interrupt) -> Array:
         """Open what begins, then one step of the engine: ``[rows, hidden]`` in and out."""
         for piece in slices:
             if piece.opens:
                 self.loaded.open(piece.rows.session, piece.capacity)
-                self.capacities[piece.rows.session] = piece.capacity
-        return self.loaded.step(hidden, [piece.rows for piece in slices])
+                with self._lock:
+                    self.capacities[piece.rows.session] = piece.capacity
+        return self.loaded.step(hidden, [piece.rows for piece in slices], interrupt)
 
     def _next(self, frame: pb.Frame) -> pb.Frame:
         out = pb.Frame(epoch=frame.epoch, step=frame.step, hop=self.expected.hop + 1)
@@ -136,6 +183,12 @@ class Hop:
 
     def release(self, sessions: Iterable[int]) -> None:
         """Free the KV of sessions; those that are not open are passed over (a release may come twice)."""
+        with self._lock:
+            gone = set(sessions)
+            self.forgotten -= gone
+            self._free(gone)
+
+    def _free(self, sessions: Iterable[int]) -> None:
         for session in sessions:
             if self.capacities.pop(session, None) is not None:
                 self.loaded.close(session)

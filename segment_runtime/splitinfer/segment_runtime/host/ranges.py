@@ -2,7 +2,8 @@
 
 No socket and no clock. Three threads meet here: prepare runs on the loader's, commit and release on the compute
 thread (as the steps do, so that no range goes away under one), and the loop reads. One lock guards the table of
-epochs; what is in a `Hop` belongs to the compute thread, and others only read single values of it.
+epochs; what is in a `Hop` belongs to the compute thread, and others only read single values of it, or have it forget
+sessions, for which it has a lock of its own.
 
 Errors
 ------
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from splitinfer.segment_runtime.engine.port import Engine
@@ -271,6 +272,13 @@ class HostRanges:
                 hop.fenced = "it was released"
                 hop.close()
                 hop.loaded.drop()
+
+    def forget(self, epoch: int, sessions: Iterable[int]) -> None:
+        """Free sessions that no frame will name again; one that is not here is no error."""
+        with self._lock:
+            found = self._epochs.get(epoch)
+        for hop in found.hops.values() if found is not None else ():
+            hop.forget(sessions)
 
     # --- what it says -------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The control service of a host: describe, prepare, commit, release."""
+"""The control service of a host: describe, prepare, commit, release, forget."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ CONNECT_SECONDS = 10.0
 
 DescribeContext = grpc.aio.ServicerContext[pb.DescribeRequest, pb.HostState]
 PrepareContext = grpc.aio.ServicerContext[pb.PrepareRequest, pb.PrepareProgress]
+ForgetContext = grpc.aio.ServicerContext[pb.ForgetRequest, pb.ForgetReply]
 EpochContext = grpc.aio.ServicerContext[pb.EpochRequest, pb.EpochReply]
 
 
@@ -115,6 +116,11 @@ class ControlService(rpc.HostControlServicer):
         await self._streams.disconnect(request.epoch)
         log.info("released", epoch=request.epoch)
         return self._epochs()
+
+    async def Forget(self, request: pb.ForgetRequest, _context: ForgetContext) -> pb.ForgetReply:  # noqa: N802
+        """Free sessions now: not on the compute thread, which may be in the middle of the very step that is to end."""
+        await asyncio.to_thread(self._ranges.forget, request.epoch, request.sessions)
+        return pb.ForgetReply()
 
     def _epochs(self) -> pb.EpochReply:
         return pb.EpochReply(epochs=[epoch.epoch for epoch in self._ranges.epochs])

@@ -130,6 +130,11 @@ class HostControlStub:
                 request_serializer=splitinfer_dot_segment__runtime_dot_proto_dot_runtime__pb2.EpochRequest.SerializeToString,
                 response_deserializer=splitinfer_dot_segment__runtime_dot_proto_dot_runtime__pb2.EpochReply.FromString,
                 _registered_method=True)
+        self.Forget = channel.unary_unary(
+                '/splitinfer.v1.HostControl/Forget',
+                request_serializer=splitinfer_dot_segment__runtime_dot_proto_dot_runtime__pb2.ForgetRequest.SerializeToString,
+                response_deserializer=splitinfer_dot_segment__runtime_dot_proto_dot_runtime__pb2.ForgetReply.FromString,
+                _registered_method=True)
 
 
 class HostControlServicer:
@@ -160,6 +165,12 @@ class HostControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Forget(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_HostControlServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -182,6 +193,11 @@ def add_HostControlServicer_to_server(servicer, server):
                     servicer.Release,
                     request_deserializer=splitinfer_dot_segment__runtime_dot_proto_dot_runtime__pb2.EpochRequest.FromString,
                     response_serializer=splitinfer_dot_segment__runtime_dot_proto_dot_runtime__pb2.EpochReply.SerializeToString,
+            ),
+            'Forget': grpc.unary_unary_rpc_method_handler(
+                    servicer.Forget,
+                    request_deserializer=splitinfer_dot_segment__runtime_dot_proto_dot_runtime__pb2.ForgetRequest.FromString,
+                    response_serializer=splitinfer_dot_segment__runtime_dot_proto_dot_runtime__pb2.ForgetReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -293,6 +309,33 @@ class HostControl:
             '/splitinfer.v1.HostControl/Release',
             splitinfer_dot_segment__runtime_dot_proto_dot_runtime__pb2.EpochRequest.SerializeToString,
             splitinfer_dot_segment__runtime_dot_proto_dot_runtime__pb2.EpochReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Forget(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/splitinfer.v1.HostControl/Forget',
+            splitinfer_dot_segment__runtime_dot_proto_dot_runtime__pb2.ForgetRequest.SerializeToString,
+            splitinfer_dot_segment__runtime_dot_proto_dot_runtime__pb2.ForgetReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -65,6 +65,7 @@ class HostControlStub:
     Prepare: _grpc.UnaryStreamMultiCallable[_runtime_pb2.PrepareRequest, _runtime_pb2.PrepareProgress]
     Commit: _grpc.UnaryUnaryMultiCallable[_runtime_pb2.EpochRequest, _runtime_pb2.EpochReply]
     Release: _grpc.UnaryUnaryMultiCallable[_runtime_pb2.EpochRequest, _runtime_pb2.EpochReply]
+    Forget: _grpc.UnaryUnaryMultiCallable[_runtime_pb2.ForgetRequest, _runtime_pb2.ForgetReply]
 
 @_typing.type_check_only
 class HostControlAsyncStub(HostControlStub):
@@ -75,6 +76,7 @@ class HostControlAsyncStub(HostControlStub):
     Prepare: _aio.UnaryStreamMultiCallable[_runtime_pb2.PrepareRequest, _runtime_pb2.PrepareProgress]  # type: ignore[assignment]
     Commit: _aio.UnaryUnaryMultiCallable[_runtime_pb2.EpochRequest, _runtime_pb2.EpochReply]  # type: ignore[assignment]
     Release: _aio.UnaryUnaryMultiCallable[_runtime_pb2.EpochRequest, _runtime_pb2.EpochReply]  # type: ignore[assignment]
+    Forget: _aio.UnaryUnaryMultiCallable[_runtime_pb2.ForgetRequest, _runtime_pb2.ForgetReply]  # type: ignore[assignment]
 
 class HostControlServicer(metaclass=_abc_1.ABCMeta):
     """The entry drives its hosts: prepare the next epoch while this one serves, commit, release."""
@@ -106,5 +108,12 @@ class HostControlServicer(metaclass=_abc_1.ABCMeta):
         request: _runtime_pb2.EpochRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_runtime_pb2.EpochReply, _abc.Awaitable[_runtime_pb2.EpochReply]]: ...
+
+    @_abc_1.abstractmethod
+    def Forget(
+        self,
+        request: _runtime_pb2.ForgetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_runtime_pb2.ForgetReply, _abc.Awaitable[_runtime_pb2.ForgetReply]]: ...
 
 def add_HostControlServicer_to_server(servicer: HostControlServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
