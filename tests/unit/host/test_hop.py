@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from splitinfer.segment_runtime.engine.port import Array, KvBlob, SessionError, SessionRows
+from splitinfer.segment_runtime.engine.port import Array, Identity, KvBlob, SessionError, SessionRows
 from splitinfer.segment_runtime.host.hop import Hop
 from splitinfer.segment_runtime.proto import runtime_pb2 as pb
 from splitinfer.segment_runtime.wire import Expectation, array_of, put_array
@@ -23,6 +23,7 @@ class FakeRange:
 
     start, stop = 0, 1
     weight_bytes, kv_bytes_per_token = 8, 4
+    identity = Identity("fake", "1", "none", exact=False)
 
     def __init__(self, bad: int = 0) -> None:
         self.bad = bad

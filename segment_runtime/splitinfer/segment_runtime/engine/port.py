@@ -45,12 +45,36 @@ class SessionError(EngineError):
 
 
 @dataclass(frozen=True, slots=True)
+class Identity:
+    """What the bits of a result depend on besides weights and inputs. They are promised inside one such class.
+
+    Attributes:
+        engine: name of the engine.
+        version: of its libraries.
+        instruction_set: of the machine, as far as kernels differ by it.
+        exact: a row has the same bits whoever shares its step and however a prompt is cut into chunks. Only a
+            generated token, fed by itself, differs from the same token inside a chunk; so a replay repeats the bits
+            if it feeds generated tokens one by one.
+    """
+
+    engine: str
+    version: str
+    instruction_set: str
+    exact: bool
+
+
+@dataclass(frozen=True, slots=True)
 class SessionRows:
-    """Rows of one session in a step: tokens ``[position, position + count)`` of that session."""
+    """Rows of one session in a step: tokens ``[position, position + count)`` of that session.
+
+    ``decode`` says that the row is a generated token in a step of its own; it has ``count`` 1. A prompt's last chunk
+    may have one row too, and must have the bits that a larger chunk would have given it.
+    """
 
     session: int
     position: int
     count: int
+    decode: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +100,10 @@ class LoadedRange(Protocol):
 
     start: int
     stop: int
+
+    @property
+    def identity(self) -> Identity:
+        """Of the engine that computes it."""
 
     @property
     def weight_bytes(self) -> int:
@@ -106,7 +134,7 @@ class LoadedRange(Protocol):
         """Run the rows of ``batch`` through the blocks and append to their KV.
 
         Args:
-            hidden: ``[rows, hidden_size]`` in the range's dtype, rows grouped as in ``batch``.
+            hidden: ``[rows, hidden_size]`` in the activation dtype of the range's dtype, rows grouped as in ``batch``.
             batch: one entry per session, each at most once; ``position`` equals `length`.
 
         Returns:
@@ -137,6 +165,10 @@ class LoadedHead(Protocol):
     """Final norm and LM head."""
 
     @property
+    def identity(self) -> Identity:
+        """Of the engine that computes it."""
+
+    @property
     def weight_bytes(self) -> int:
         """Resident bytes of the head."""
 
@@ -156,8 +188,15 @@ class Engine(Protocol):
 
     name: str
     device: str
-    version: str
     threads: int
+
+    @property
+    def version(self) -> str:
+        """Of its libraries."""
+
+    @property
+    def identity(self) -> Identity:
+        """Of the engine itself; what it loads may name another one that it handed the work to."""
 
     def load_range(
         self,

@@ -29,6 +29,7 @@ class TorchRange:
         units: list[LoadedUnit],
         threads: ComputeThreads,
     ) -> None:
+        self.identity = model.identity
         self.start = start
         self.stop = stop
         self.dtype = dtype

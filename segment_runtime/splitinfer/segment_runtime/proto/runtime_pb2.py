@@ -24,47 +24,49 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.splitinfer/segment_runtime/proto/runtime.proto\x12\rsplitinfer.v1\"`\n\x0cSessionSlice\x12\x0f\n\x07session\x18\x01 \x01(\x06\x12\x10\n\x08position\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\x0c\n\x04keep\x18\x04 \x01(\r\x12\x10\n\x08\x63\x61pacity\x18\x05 \x01(\r\"d\n\tHopTiming\x12\x0b\n\x03hop\x18\x01 \x01(\r\x12\x10\n\x08queue_us\x18\x02 \x01(\x04\x12\x12\n\ncompute_us\x18\x03 \x01(\x04\x12\x11\n\tdecode_us\x18\x04 \x01(\x04\x12\x11\n\tencode_us\x18\x05 \x01(\x04\"\xde\x01\n\x05\x46rame\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x0b\n\x03hop\x18\x03 \x01(\r\x12-\n\x08sessions\x18\x04 \x03(\x0b\x32\x1b.splitinfer.v1.SessionSlice\x12\x10\n\x08released\x18\x05 \x03(\x06\x12#\n\x05\x64type\x18\x06 \x01(\x0e\x32\x14.splitinfer.v1.DType\x12\x0c\n\x04\x64ims\x18\x07 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x08 \x01(\x0c\x12)\n\x07timings\x18\t \x03(\x0b\x32\x18.splitinfer.v1.HopTiming\"\x8d\x01\n\x0bStreamError\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x0b\n\x03hop\x18\x03 \x01(\r\x12\x0c\n\x04node\x18\x04 \x01(\t\x12&\n\x04\x63ode\x18\x05 \x01(\x0e\x32\x18.splitinfer.v1.ErrorCode\x12\r\n\x05\x66ield\x18\x06 \x01(\t\x12\x0f\n\x07message\x18\x07 \x01(\t\"$\n\x06Opened\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0b\n\x03hop\x18\x02 \x01(\r\"f\n\x06Signal\x12\'\n\x06opened\x18\x01 \x01(\x0b\x32\x15.splitinfer.v1.OpenedH\x00\x12+\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1a.splitinfer.v1.StreamErrorH\x00\x42\x06\n\x04kind\"C\n\tRangeSpec\x12\x0b\n\x03hop\x18\x01 \x01(\r\x12\r\n\x05start\x18\x02 \x01(\r\x12\x0c\n\x04stop\x18\x03 \x01(\r\x12\x0c\n\x04next\x18\x04 \x01(\t\"\xff\x01\n\x0ePrepareRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x13\n\x0bplan_digest\x18\x02 \x01(\t\x12\x12\n\nmodel_name\x18\x03 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x04 \x01(\t\x12#\n\x05\x64type\x18\x05 \x01(\x0e\x32\x14.splitinfer.v1.DType\x12(\n\x06ranges\x18\x06 \x03(\x0b\x32\x18.splitinfer.v1.RangeSpec\x12\x18\n\x10kv_budget_tokens\x18\x07 \x01(\x04\x12\x1a\n\x12max_context_tokens\x18\x08 \x01(\r\x12\x0c\n\x04node\x18\t \x01(\t\x12\x0c\n\x04hops\x18\n \x01(\r\"K\n\x0fPrepareProgress\x12\x14\n\x0cloaded_bytes\x18\x01 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\x12\r\n\x05ready\x18\x03 \x01(\x08\"\x1d\n\x0c\x45pochRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\"\x1c\n\nEpochReply\x12\x0e\n\x06\x65pochs\x18\x01 \x03(\x04\"\x11\n\x0f\x44\x65scribeRequest\"\x98\x01\n\nRangeState\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0b\n\x03hop\x18\x02 \x01(\r\x12\r\n\x05start\x18\x03 \x01(\r\x12\x0c\n\x04stop\x18\x04 \x01(\r\x12\x14\n\x0cweight_bytes\x18\x05 \x01(\x04\x12\x10\n\x08kv_bytes\x18\x06 \x01(\x04\x12\x17\n\x0fkv_budget_bytes\x18\x07 \x01(\x04\x12\x10\n\x08sessions\x18\x08 \x01(\r\"\xde\x01\n\tHostState\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x1a\n\x12memory_limit_bytes\x18\x05 \x01(\x04\x12\x19\n\x11memory_used_bytes\x18\x06 \x01(\x04\x12)\n\x06ranges\x18\x07 \x03(\x0b\x32\x19.splitinfer.v1.RangeState\x12\x10\n\x08\x64raining\x18\x08 \x01(\x08\x12\x0f\n\x07threads\x18\t \x01(\r\x12\r\n\x05\x66\x65nce\x18\n \x01(\x04*F\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x46LOAT32\x10\x01\x12\x0c\n\x08\x42\x46LOAT16\x10\x02\x12\x0b\n\x07\x46LOAT16\x10\x03*\x8b\x01\n\tErrorCode\x12\x15\n\x11\x45RROR_UNSPECIFIED\x10\x00\x12\r\n\tBAD_FRAME\x10\x01\x12\x0f\n\x0bWRONG_EPOCH\x10\x02\x12\x10\n\x0cKV_EXHAUSTED\x10\x03\x12\x12\n\x0e\x43OMPUTE_FAILED\x10\x04\x12\x13\n\x0f\x44OWNSTREAM_LOST\x10\x05\x12\x0c\n\x08\x44RAINING\x10\x06\x32H\n\x0b\x41\x63tivations\x12\x39\n\x06Stream\x12\x14.splitinfer.v1.Frame\x1a\x15.splitinfer.v1.Signal(\x01\x30\x01\x32\xa4\x02\n\x0bHostControl\x12\x44\n\x08\x44\x65scribe\x12\x1e.splitinfer.v1.DescribeRequest\x1a\x18.splitinfer.v1.HostState\x12J\n\x07Prepare\x12\x1d.splitinfer.v1.PrepareRequest\x1a\x1e.splitinfer.v1.PrepareProgress0\x01\x12@\n\x06\x43ommit\x12\x1b.splitinfer.v1.EpochRequest\x1a\x19.splitinfer.v1.EpochReply\x12\x41\n\x07Release\x12\x1b.splitinfer.v1.EpochRequest\x1a\x19.splitinfer.v1.EpochReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.splitinfer/segment_runtime/proto/runtime.proto\x12\rsplitinfer.v1\"p\n\x0cSessionSlice\x12\x0f\n\x07session\x18\x01 \x01(\x06\x12\x10\n\x08position\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\x0c\n\x04keep\x18\x04 \x01(\r\x12\x10\n\x08\x63\x61pacity\x18\x05 \x01(\r\x12\x0e\n\x06\x64\x65\x63ode\x18\x06 \x01(\x08\"d\n\tHopTiming\x12\x0b\n\x03hop\x18\x01 \x01(\r\x12\x10\n\x08queue_us\x18\x02 \x01(\x04\x12\x12\n\ncompute_us\x18\x03 \x01(\x04\x12\x11\n\tdecode_us\x18\x04 \x01(\x04\x12\x11\n\tencode_us\x18\x05 \x01(\x04\"\xde\x01\n\x05\x46rame\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x0b\n\x03hop\x18\x03 \x01(\r\x12-\n\x08sessions\x18\x04 \x03(\x0b\x32\x1b.splitinfer.v1.SessionSlice\x12\x10\n\x08released\x18\x05 \x03(\x06\x12#\n\x05\x64type\x18\x06 \x01(\x0e\x32\x14.splitinfer.v1.DType\x12\x0c\n\x04\x64ims\x18\x07 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x08 \x01(\x0c\x12)\n\x07timings\x18\t \x03(\x0b\x32\x18.splitinfer.v1.HopTiming\"\x8d\x01\n\x0bStreamError\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x0b\n\x03hop\x18\x03 \x01(\r\x12\x0c\n\x04node\x18\x04 \x01(\t\x12&\n\x04\x63ode\x18\x05 \x01(\x0e\x32\x18.splitinfer.v1.ErrorCode\x12\r\n\x05\x66ield\x18\x06 \x01(\t\x12\x0f\n\x07message\x18\x07 \x01(\t\"$\n\x06Opened\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0b\n\x03hop\x18\x02 \x01(\r\"f\n\x06Signal\x12\'\n\x06opened\x18\x01 \x01(\x0b\x32\x15.splitinfer.v1.OpenedH\x00\x12+\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x1a.splitinfer.v1.StreamErrorH\x00\x42\x06\n\x04kind\"C\n\tRangeSpec\x12\x0b\n\x03hop\x18\x01 \x01(\r\x12\r\n\x05start\x18\x02 \x01(\r\x12\x0c\n\x04stop\x18\x03 \x01(\r\x12\x0c\n\x04next\x18\x04 \x01(\t\"\xff\x01\n\x0ePrepareRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x13\n\x0bplan_digest\x18\x02 \x01(\t\x12\x12\n\nmodel_name\x18\x03 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x04 \x01(\t\x12#\n\x05\x64type\x18\x05 \x01(\x0e\x32\x14.splitinfer.v1.DType\x12(\n\x06ranges\x18\x06 \x03(\x0b\x32\x18.splitinfer.v1.RangeSpec\x12\x18\n\x10kv_budget_tokens\x18\x07 \x01(\x04\x12\x1a\n\x12max_context_tokens\x18\x08 \x01(\r\x12\x0c\n\x04node\x18\t \x01(\t\x12\x0c\n\x04hops\x18\n \x01(\r\"S\n\x08Identity\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x17\n\x0finstruction_set\x18\x03 \x01(\t\x12\r\n\x05\x65xact\x18\x04 \x01(\x08\"x\n\x0fPrepareProgress\x12\x14\n\x0cloaded_bytes\x18\x01 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\x12\r\n\x05ready\x18\x03 \x01(\x08\x12+\n\nidentities\x18\x04 \x03(\x0b\x32\x17.splitinfer.v1.Identity\"\x1d\n\x0c\x45pochRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\"\x1c\n\nEpochReply\x12\x0e\n\x06\x65pochs\x18\x01 \x03(\x04\"\x11\n\x0f\x44\x65scribeRequest\"\xc3\x01\n\nRangeState\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0b\n\x03hop\x18\x02 \x01(\r\x12\r\n\x05start\x18\x03 \x01(\r\x12\x0c\n\x04stop\x18\x04 \x01(\r\x12\x14\n\x0cweight_bytes\x18\x05 \x01(\x04\x12\x10\n\x08kv_bytes\x18\x06 \x01(\x04\x12\x17\n\x0fkv_budget_bytes\x18\x07 \x01(\x04\x12\x10\n\x08sessions\x18\x08 \x01(\r\x12)\n\x08identity\x18\t \x01(\x0b\x32\x17.splitinfer.v1.Identity\"\x89\x02\n\tHostState\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x1a\n\x12memory_limit_bytes\x18\x05 \x01(\x04\x12\x19\n\x11memory_used_bytes\x18\x06 \x01(\x04\x12)\n\x06ranges\x18\x07 \x03(\x0b\x32\x19.splitinfer.v1.RangeState\x12\x10\n\x08\x64raining\x18\x08 \x01(\x08\x12\x0f\n\x07threads\x18\t \x01(\r\x12\r\n\x05\x66\x65nce\x18\n \x01(\x04\x12)\n\x08identity\x18\x0b \x01(\x0b\x32\x17.splitinfer.v1.Identity*Z\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x46LOAT32\x10\x01\x12\x0c\n\x08\x42\x46LOAT16\x10\x02\x12\x0b\n\x07\x46LOAT16\x10\x03\x12\x08\n\x04INT8\x10\x04\x12\x08\n\x04INT4\x10\x05*\x8b\x01\n\tErrorCode\x12\x15\n\x11\x45RROR_UNSPECIFIED\x10\x00\x12\r\n\tBAD_FRAME\x10\x01\x12\x0f\n\x0bWRONG_EPOCH\x10\x02\x12\x10\n\x0cKV_EXHAUSTED\x10\x03\x12\x12\n\x0e\x43OMPUTE_FAILED\x10\x04\x12\x13\n\x0f\x44OWNSTREAM_LOST\x10\x05\x12\x0c\n\x08\x44RAINING\x10\x06\x32H\n\x0b\x41\x63tivations\x12\x39\n\x06Stream\x12\x14.splitinfer.v1.Frame\x1a\x15.splitinfer.v1.Signal(\x01\x30\x01\x32\xa4\x02\n\x0bHostControl\x12\x44\n\x08\x44\x65scribe\x12\x1e.splitinfer.v1.DescribeRequest\x1a\x18.splitinfer.v1.HostState\x12J\n\x07Prepare\x12\x1d.splitinfer.v1.PrepareRequest\x1a\x1e.splitinfer.v1.PrepareProgress0\x01\x12@\n\x06\x43ommit\x12\x1b.splitinfer.v1.EpochRequest\x1a\x19.splitinfer.v1.EpochReply\x12\x41\n\x07Release\x12\x1b.splitinfer.v1.EpochRequest\x1a\x19.splitinfer.v1.EpochReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'splitinfer.segment_runtime.proto.runtime_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DTYPE']._serialized_start=1640
-  _globals['_DTYPE']._serialized_end=1710
-  _globals['_ERRORCODE']._serialized_start=1713
-  _globals['_ERRORCODE']._serialized_end=1852
+  _globals['_DTYPE']._serialized_start=1872
+  _globals['_DTYPE']._serialized_end=1962
+  _globals['_ERRORCODE']._serialized_start=1965
+  _globals['_ERRORCODE']._serialized_end=2104
   _globals['_SESSIONSLICE']._serialized_start=65
-  _globals['_SESSIONSLICE']._serialized_end=161
-  _globals['_HOPTIMING']._serialized_start=163
-  _globals['_HOPTIMING']._serialized_end=263
-  _globals['_FRAME']._serialized_start=266
-  _globals['_FRAME']._serialized_end=488
-  _globals['_STREAMERROR']._serialized_start=491
-  _globals['_STREAMERROR']._serialized_end=632
-  _globals['_OPENED']._serialized_start=634
-  _globals['_OPENED']._serialized_end=670
-  _globals['_SIGNAL']._serialized_start=672
-  _globals['_SIGNAL']._serialized_end=774
-  _globals['_RANGESPEC']._serialized_start=776
-  _globals['_RANGESPEC']._serialized_end=843
-  _globals['_PREPAREREQUEST']._serialized_start=846
-  _globals['_PREPAREREQUEST']._serialized_end=1101
-  _globals['_PREPAREPROGRESS']._serialized_start=1103
-  _globals['_PREPAREPROGRESS']._serialized_end=1178
-  _globals['_EPOCHREQUEST']._serialized_start=1180
-  _globals['_EPOCHREQUEST']._serialized_end=1209
-  _globals['_EPOCHREPLY']._serialized_start=1211
-  _globals['_EPOCHREPLY']._serialized_end=1239
-  _globals['_DESCRIBEREQUEST']._serialized_start=1241
-  _globals['_DESCRIBEREQUEST']._serialized_end=1258
-  _globals['_RANGESTATE']._serialized_start=1261
-  _globals['_RANGESTATE']._serialized_end=1413
-  _globals['_HOSTSTATE']._serialized_start=1416
-  _globals['_HOSTSTATE']._serialized_end=1638
-  _globals['_ACTIVATIONS']._serialized_start=1854
-  _globals['_ACTIVATIONS']._serialized_end=1926
-  _globals['_HOSTCONTROL']._serialized_start=1929
-  _globals['_HOSTCONTROL']._serialized_end=2221
+  _globals['_SESSIONSLICE']._serialized_end=177
+  _globals['_HOPTIMING']._serialized_start=179
+  _globals['_HOPTIMING']._serialized_end=279
+  _globals['_FRAME']._serialized_start=282
+  _globals['_FRAME']._serialized_end=504
+  _globals['_STREAMERROR']._serialized_start=507
+  _globals['_STREAMERROR']._serialized_end=648
+  _globals['_OPENED']._serialized_start=650
+  _globals['_OPENED']._serialized_end=686
+  _globals['_SIGNAL']._serialized_start=688
+  _globals['_SIGNAL']._serialized_end=790
+  _globals['_RANGESPEC']._serialized_start=792
+  _globals['_RANGESPEC']._serialized_end=859
+  _globals['_PREPAREREQUEST']._serialized_start=862
+  _globals['_PREPAREREQUEST']._serialized_end=1117
+  _globals['_IDENTITY']._serialized_start=1119
+  _globals['_IDENTITY']._serialized_end=1202
+  _globals['_PREPAREPROGRESS']._serialized_start=1204
+  _globals['_PREPAREPROGRESS']._serialized_end=1324
+  _globals['_EPOCHREQUEST']._serialized_start=1326
+  _globals['_EPOCHREQUEST']._serialized_end=1355
+  _globals['_EPOCHREPLY']._serialized_start=1357
+  _globals['_EPOCHREPLY']._serialized_end=1385
+  _globals['_DESCRIBEREQUEST']._serialized_start=1387
+  _globals['_DESCRIBEREQUEST']._serialized_end=1404
+  _globals['_RANGESTATE']._serialized_start=1407
+  _globals['_RANGESTATE']._serialized_end=1602
+  _globals['_HOSTSTATE']._serialized_start=1605
+  _globals['_HOSTSTATE']._serialized_end=1870
+  _globals['_ACTIVATIONS']._serialized_start=2106
+  _globals['_ACTIVATIONS']._serialized_end=2178
+  _globals['_HOSTCONTROL']._serialized_start=2181
+  _globals['_HOSTCONTROL']._serialized_end=2473
 # @@protoc_insertion_point(module_scope)
