@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
@@ -18,7 +18,7 @@ from tests.support.models import Case, random_case
 from tests.support.pipelines import Entry, cut, plan_for, running_entry
 
 NODES = ("node-0", "node-1", "node-2")
-PLANS = (
+PLANS: tuple[tuple[list[int], list[str]], ...] = (
     ([2], ["node-0", "node-1"]),
     ([1, 4], ["node-2", "node-0", "node-2"]),  # the U-shape
     ([], ["node-1"]),
@@ -50,6 +50,12 @@ def onnx_fleet(even: Case, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     fleet.stop()
 
 
+async def _until(condition: Callable[[], bool]) -> None:
+    """Look until it holds; the test's own timeout is the deadline."""
+    while not condition():  # noqa: ASYNC110 - what is looked at has no event
+        await asyncio.sleep(0.002)
+
+
 async def tell(entry: Entry, prompt: list[int], count: int) -> Told:
     """Tokens and logprobs of one request."""
     return [(event.token, event.logprob) for event in await entry.generate(prompt, count, SAMPLING)]
@@ -76,8 +82,11 @@ async def test_logprobs_keep_their_bits_through_changes_of_plan_and_lost_hosts(
         streams = [asyncio.create_task(tell(entry, prompt, count)) for prompt, count in requests]
         for number, (cuts, nodes) in enumerate(PLANS):
             before = entry.pipeline.tokens_total
-            while entry.pipeline.tokens_total < before + 12 and not all(s.done() for s in streams):
-                await asyncio.sleep(0.002)
+
+            def moved_on(before: int = before) -> bool:
+                return entry.pipeline.tokens_total >= before + 12 or all(s.done() for s in streams)
+
+            await _until(moved_on)
             epoch = entry.pipeline.epoch + 1
             segments = cut(even.stored, cuts, nodes)
             await entry.serve(plan_for(even.stored, segments, epoch=epoch, dtype=dtype, context=96), hosts)
@@ -128,6 +137,6 @@ async def test_a_dtype_that_an_engine_does_not_have_is_refused_by_name(
     async with running_entry(even.stored, engine=onnx) as entry:
         plan = plan_for(even.stored, cut(even.stored, [], ["node-0"]), dtype="bfloat16")
         entry.coordinator.accept(plan, hosts)
-        while entry.coordinator.last_error is None:
-            await asyncio.sleep(0.01)
-        assert "the onnx engine has no 'bfloat16'; it has float32, int8, int4" in entry.coordinator.last_error
+        await _until(lambda: entry.coordinator.last_error is not None)
+        error = str(entry.coordinator.last_error)
+        assert "the onnx engine has no 'bfloat16'; it has float32, int8, int4" in error

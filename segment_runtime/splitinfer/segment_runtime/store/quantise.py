@@ -6,6 +6,7 @@ source (GGUF's Q4_0, Q8_0) dequantises to has it exactly, and is repacked withou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,10 +71,14 @@ def quantise(matrix: NDArray[Any], bits: int) -> FewBits:
     rows, columns = matrix.shape
     step = max(1, _ROWS_AT_ONCE // columns)
     parts = [_blocks(matrix[at : at + step]) for at in range(0, rows, step)] if rows else []
-    exact = [_exact(part, bits) for part in parts]
-    if all(found is not None for found in exact):
-        pairs = [found for found in exact if found is not None]
-        return _assemble(rows, columns, bits, [(codes, scales, None) for codes, scales in pairs], exact=True)
+    exact: list[tuple[Bytes, Floats, None]] = []
+    for part in parts:
+        found = _exact(part, bits)
+        if found is None:  # most matrices that are not of this kind are told by their first rows
+            break
+        exact.append((*found, None))
+    if len(exact) == len(parts):
+        return _assemble(rows, columns, bits, exact, exact=True)
     round_off = _asymmetric if bits == 4 else _symmetric
     return _assemble(rows, columns, bits, [round_off(part) for part in parts], exact=False)
 
@@ -105,7 +110,7 @@ def _assemble(
     rows: int,
     columns: int,
     bits: int,
-    parts: list[tuple[Bytes, Floats, Bytes | None]],
+    parts: Sequence[tuple[Bytes, Floats, Bytes | None]],
     *,
     exact: bool,
 ) -> FewBits:
@@ -144,8 +149,6 @@ def _exact(blocks: Floats, bits: int) -> tuple[Bytes, Floats] | None:
         scales[chosen] = scale[good]
         codes[chosen] = (steps[good] + half).astype(np.uint8)
         left = left[~good]
-        if left.size > len(flat) // 2:  # not a matrix of this kind; most are told by their first blocks
-            return None
     if left.size:
         return None
     return codes.reshape(blocks.shape), scales.reshape(blocks.shape[:2])
