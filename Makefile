@@ -27,7 +27,7 @@ help: ## this list
 	@echo "Variables: PYTHON=python3.12 VENV=.venv TORCH_INDEX=URL ARGS='...'"
 
 $(RUN_READY):
-	@bash tools/setup.sh runtime,torch,cli
+	@bash tools/setup.sh runtime,cli
 	@rm -f $(VENV)/.ready-* && touch $@
 
 $(DEV_READY):

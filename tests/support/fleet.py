@@ -26,7 +26,8 @@ SETTLE_SECONDS = 30
 class Fleet:
     """Host processes by node name. They outlive tests, so epochs only grow; `running_entry` copes with that."""
 
-    def __init__(self, store: Path, logs: Path) -> None:
+    def __init__(self, store: Path, logs: Path, *options: str) -> None:
+        self.options = options
         self.store = store
         self.logs = logs
         self._hosts: dict[str, ForkedHost] = {}
@@ -36,7 +37,7 @@ class Fleet:
         nodes = list(nodes)
         dead = [n for n in nodes if n not in self._hosts or not self._hosts[n].alive]
         for node in dead:
-            self._hosts[node] = fork_host(self.store, node, self.logs)
+            self._hosts[node] = fork_host(self.store, node, self.logs, *self.options)
         return {node: self._hosts[node].address for node in nodes}
 
     def __getitem__(self, node: str) -> ForkedHost:

@@ -118,6 +118,7 @@ def fork_host(store: Path, node: str, logs: Path, *options: str) -> ForkedHost:
     """Start a host on one thread and wait for its line on stdout."""
     log = logs / f"{node}-{os.urandom(3).hex()}.log"
     arguments = ["--node", node, "--listen", "127.0.0.1:0", "--store", str(store), "--threads", "1"]
+    arguments += ["--engine", "torch"]  # an option wins over it
     process, parent, heard = _start([*arguments, "--exit-with-parent", *options], log)
     with os.fdopen(os.dup(heard.fileno()), "rb") as stdout:
         line = stdout.readline()

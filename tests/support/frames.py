@@ -12,9 +12,7 @@ from google.protobuf.message import DecodeError
 from splitinfer.segment_runtime.proto import runtime_pb2 as pb
 from splitinfer.segment_runtime.wire import Expectation, put_array
 
-FIELDS = (
-    r"epoch|hop|step|dtype|dims|data|released|timings|sessions\[\d+\]\.(session|position|count|keep|capacity)"
-)
+FIELDS = r"epoch|hop|step|dtype|dims|data|released|timings|sessions\[\d+\]\.(session|position|count|keep|decode|capacity)"
 """What an error about a frame may name."""
 
 NUMBERS = (0, 1, 2, 3, 7, 63, 64, 65, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1)
@@ -59,7 +57,10 @@ class Traffic:
 
     def _add(self, frame: pb.Frame, session: int, position: int, count: int, capacity: int) -> None:
         keep = self.rng.randint(0, count)
-        frame.sessions.add(session=session, position=position, count=count, keep=keep, capacity=capacity)
+        decode = count == 1 and self.rng.random() < 0.5
+        frame.sessions.add(
+            session=session, position=position, count=count, keep=keep, capacity=capacity, decode=decode
+        )
 
     def taken(self, frame: pb.Frame) -> None:
         """The host took a frame, damaged or not."""
@@ -132,6 +133,11 @@ def _of_session(name: str) -> Callable[[pb.Frame, Random], None]:
     return damage
 
 
+def _decode(frame: pb.Frame, rng: Random) -> None:
+    if frame.sessions:
+        rng.choice(list(frame.sessions)).decode = True
+
+
 def _dtype(frame: pb.Frame, rng: Random) -> None:
     frame.dtype = rng.choice((0, 2, 3, 4, 77))  # type: ignore[assignment]  # numbers that are no dtype
 
@@ -178,6 +184,7 @@ _DAMAGES: tuple[Callable[[pb.Frame, Random], None], ...] = (
     _scalar("hop"),
     _scalar("step"),
     *(_of_session(name) for name in ("session", "position", "count", "keep", "capacity")),
+    _decode,
     _dtype,
     _dims,
     _data,

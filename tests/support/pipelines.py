@@ -70,7 +70,8 @@ def start_host(store: Path, node: str, logs: Path, *options: str, threads: int =
         process = subprocess.Popen(
             [
                 sys.executable, "-m", "splitinfer.segment_runtime.host", "--node", node, "--listen", "127.0.0.1:0",
-                "--store", str(store), "--threads", str(threads), "--exit-with-parent", *options,
+                "--store", str(store), "--threads", str(threads), "--engine", "torch", "--exit-with-parent",
+                *options,
             ],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
         )  # fmt: skip

@@ -9,12 +9,36 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-DTypeName = Literal["float32", "bfloat16", "float16"]
+DTypeName = Literal["float32", "bfloat16", "float16", "int8", "int4"]
+ActivationName = Literal["float32", "bfloat16", "float16"]
+
+FEW_BITS: tuple[DTypeName, ...] = ("int8", "int4")
+"""Dtypes of weights only: hidden states and KV are float32 with them."""
+
+_BLOCK_BYTES: Mapping[DTypeName, float] = {
+    "float32": 128,
+    "bfloat16": 64,
+    "float16": 64,
+    "int8": 32 + 4,  # and a scale
+    "int4": 16 + 4 + 0.5,  # and a scale and a zero point
+}
+"""Bytes of 32 weights."""
+
+
+def activation_of(dtype: DTypeName) -> ActivationName:
+    """The dtype of hidden states and KV in a plan of ``dtype``."""
+    return "float32" if dtype == "int8" or dtype == "int4" else dtype
+
+
+def weight_bytes(values: int, dtype: DTypeName) -> int:
+    """Bytes that ``values`` weights take, rounded up: exact for float dtypes, close for few bits (norms stay float32)."""
+    return math.ceil(values * _BLOCK_BYTES[dtype] / 32)
 
 
 class PlanError(Exception):
@@ -93,6 +117,11 @@ class Plan(BaseModel):
         """sha256 over everything but the epoch: equal digests serve alike."""
         content = self.model_dump(mode="json", exclude={"epoch"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def activation(self) -> ActivationName:
+        """The dtype of hidden states and KV."""
+        return activation_of(self.dtype)
 
     @property
     def nodes(self) -> tuple[str, ...]:

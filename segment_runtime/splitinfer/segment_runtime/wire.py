@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from splitinfer.optimizer.plan import DTypeName
 from splitinfer.segment_runtime.engine.port import SessionRows
 from splitinfer.segment_runtime.proto import runtime_pb2 as pb
 
@@ -25,6 +26,15 @@ DTYPES: dict[str, tuple[pb.DType.ValueType, np.dtype[Any]]] = {
     "bfloat16": (pb.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
     "float16": (pb.FLOAT16, np.dtype(np.float16)),
 }
+WEIGHT_DTYPES: dict[DTypeName, pb.DType.ValueType] = {
+    "float32": pb.FLOAT32,
+    "bfloat16": pb.BFLOAT16,
+    "float16": pb.FLOAT16,
+    "int8": pb.INT8,
+    "int4": pb.INT4,
+}
+"""Of plans: frames carry the activations that go with them (`activation_of`)."""
+WEIGHT_DTYPE_NAMES: dict[int, DTypeName] = {int(code): name for name, code in WEIGHT_DTYPES.items()}
 DTYPE_NAMES: dict[int, str] = {int(code): name for name, (code, _) in DTYPES.items()}
 
 MAX_FRAME_ROWS = 8192
@@ -52,7 +62,7 @@ class FrameError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """What the plan says about the frames of one hop."""
+    """What the plan says about the frames of one hop; ``dtype`` is that of the activations."""
 
     epoch: int
     hop: int
@@ -171,6 +181,8 @@ def check_frame(
                 f"{where}.position",
                 f"{piece.position} + {piece.count} rows is past the capacity {piece.capacity}",
             )
+        if piece.decode and piece.count != 1:
+            raise _refuse(f"{where}.decode", f"a generated token by itself is 1 row, not {piece.count}")
         known = None if piece.session in released else session(piece.session)
         if known is None:
             if piece.position != 0:
@@ -195,7 +207,7 @@ def check_frame(
         total += piece.count
         checked.append(
             CheckedSlice(
-                rows=SessionRows(piece.session, piece.position, piece.count),
+                rows=SessionRows(piece.session, piece.position, piece.count, piece.decode),
                 keep=piece.keep,
                 capacity=piece.capacity,
                 opens=known is None,

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from splitinfer.segment_runtime.engine.factory import create_engine
-from splitinfer.segment_runtime.engine.port import Array, Engine, LoadedHead, LoadedRange
+from splitinfer.segment_runtime.engine.port import Array, Engine, Identity, LoadedHead, LoadedRange
 from splitinfer.segment_runtime.store.reader import StoredModel
 from tests.support.chains import reference_logits
 from tests.support.models import smollm2_reference, smollm2_stored
@@ -39,6 +39,11 @@ class RecordingHead:
     seen: list[torch.Tensor] = field(default_factory=list)
 
     @property
+    def identity(self) -> Identity:
+        """Of the head."""
+        return self.head.identity
+
+    @property
     def weight_bytes(self) -> int:
         """Of the head."""
         return self.head.weight_bytes
@@ -58,6 +63,7 @@ class RecordingEngine:
         self.name, self.device, self.version, self.threads = (
             engine.name, engine.device, engine.version, engine.threads,
         )  # fmt: skip
+        self.identity = engine.identity
         self.heads: list[RecordingHead] = []
 
     @property

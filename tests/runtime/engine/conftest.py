@@ -28,6 +28,21 @@ def engine(device: str) -> Engine:
 
 
 @pytest.fixture(scope="session")
+def onnx() -> Engine:
+    """The onnx engine, one for the session: its thread pool is the process's."""
+    return create_engine("onnx", "cpu", 1)
+
+
+@pytest.fixture(params=[*DEVICES, "onnx"])
+def each_engine(request: pytest.FixtureRequest) -> Engine:
+    """Every engine and device that keeps KV, for models with heads of a multiple of 8 values."""
+    if request.param == "onnx":
+        found: Engine = request.getfixturevalue("onnx")
+        return found
+    return create_engine("torch", str(request.param), 1)
+
+
+@pytest.fixture(scope="session")
 def case(device: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Case]:
     """Small random models by name and dtype."""
     root = tmp_path_factory.mktemp("random-models")

@@ -129,10 +129,10 @@ class KvMachine(RuleBasedStateMachine):
         assert self.part.kv_bytes == 0
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral-sliding"])
-def test_any_sequence_of_calls_accounts_exactly(case: Cases, engine: Engine, name: str) -> None:
+@pytest.mark.parametrize("name", ["qwen3", "mistral-sliding"])
+def test_any_sequence_of_calls_accounts_exactly(case: Cases, each_engine: Engine, name: str) -> None:
     """Random opens, steps, moves and closes, good and bad, against a plain model."""
-    part, twin = (engine.load_range(case(name, "float32").stored, 1, 3, "float32") for _ in range(2))
+    part, twin = (each_engine.load_range(case(name, "float32").stored, 1, 3, "float32") for _ in range(2))
     machine: Any = lambda: KvMachine(part, twin)  # noqa: E731 - typed as a class, though a factory will do
     run_state_machine_as_test(
         machine, settings=settings(max_examples=60, stateful_step_count=25, deadline=None)
@@ -166,9 +166,9 @@ def test_moved_kv_continues_with_the_same_bits(case: Cases, engine: Engine, name
     assert here.export_kv(1, 0, 14) == there.export_kv(9, 0, 14)
 
 
-def test_exported_bytes_are_laid_out_as_the_port_says(case: Cases, engine: Engine) -> None:
+def test_exported_bytes_are_laid_out_as_the_port_says(case: Cases, each_engine: Engine) -> None:
     """Per block keys then values, each row-major ``[kv_heads, tokens, head_dim]``: one block's bytes are a slice."""
-    stored = case("llama", "float32").stored
+    engine, stored = each_engine, case("qwen3", "float32").stored
     both, second = engine.load_range(stored, 0, 2, "float32"), engine.load_range(stored, 1, 2, "float32")
     first = engine.load_range(stored, 0, 1, "float32")
     hidden = rows(both, 6)
@@ -184,9 +184,9 @@ def test_exported_bytes_are_laid_out_as_the_port_says(case: Cases, engine: Engin
     assert np.array_equal(np.frombuffer(blob.data, np.float32).reshape(shape), whole[:, :, :, 2:5])
 
 
-def test_bad_input_is_refused_before_anything_changes(case: Cases, engine: Engine) -> None:
+def test_bad_input_is_refused_before_anything_changes(case: Cases, each_engine: Engine) -> None:
     """Every wrong argument is a SessionError that says what, and the next good step has the same bits."""
-    part = engine.load_range(case("llama", "float32").stored, 0, 5, "float32")
+    part = each_engine.load_range(case("qwen3", "float32").stored, 0, 5, "float32")
     for session in (1, 2):
         part.open(session, 8)
         part.step(rows(part, 3, session), [SessionRows(session, 0, 3)])
@@ -223,7 +223,7 @@ def test_bad_input_is_refused_before_anything_changes(case: Cases, engine: Engin
     assert [part.export_kv(session, 0, 3) for session in (1, 2)] == before
     assert [part.length(session) for session in (1, 2)] == [3, 3]
     after = part.step(rows(part, 2, 5), two)
-    twin = engine.load_range(case("llama", "float32").stored, 0, 5, "float32")
+    twin = each_engine.load_range(case("qwen3", "float32").stored, 0, 5, "float32")
     for session in (1, 2):
         twin.open(session, 8)
         twin.step(rows(part, 3, session), [SessionRows(session, 0, 3)])
@@ -236,9 +236,9 @@ def resident() -> int:
     return next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("RssAnon"))
 
 
-def test_reserved_kv_is_resident_only_where_it_is_written(case: Cases, engine: Engine) -> None:
+def test_reserved_kv_is_resident_only_where_it_is_written(case: Cases, each_engine: Engine) -> None:
     """A gigabyte of promised context costs nothing until tokens come, and is gone when the session closes."""
-    part = engine.load_range(case("llama", "float32").stored, 0, 5, "float32")
+    part = each_engine.load_range(case("qwen3", "float32").stored, 0, 5, "float32")
     before = resident()
     capacity = (1 << 30) // part.kv_bytes_per_token
     part.open(1, capacity)
@@ -249,10 +249,10 @@ def test_reserved_kv_is_resident_only_where_it_is_written(case: Cases, engine: E
     assert resident() - before < 8 << 20
 
 
-def test_sessions_that_come_and_go_leave_nothing(case: Cases, engine: Engine) -> None:
+def test_sessions_that_come_and_go_leave_nothing(case: Cases, each_engine: Engine) -> None:
     """Resident memory is flat over hundreds of sessions of several megabytes each."""
-    stored = case("llama", "float32").stored
-    chain = Chain.load(engine, stored, [2], "float32")
+    stored = case("qwen3", "float32").stored
+    chain = Chain.load(each_engine, stored, [2], "float32")
     before = 0
     for session in range(300):
         chain.open(session, 2000)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import numpy as np
 import pytest
@@ -82,6 +83,11 @@ async def test_logprobs_come_through_with_their_alternatives(
     assert math.isclose(event.logprob, best.values[0].item(), abs_tol=1e-4)
 
 
+async def drain(stream: AsyncIterator[object]) -> int:
+    """How many tokens are left in a stream."""
+    return len([event async for event in stream])
+
+
 async def test_the_gauges_count_what_runs_and_what_waits(
     case: Case, engine: Engine, hosts: dict[str, str]
 ) -> None:
@@ -101,8 +107,11 @@ async def test_the_gauges_count_what_runs_and_what_waits(
         await anext(first)
         assert (value("sessions_running"), value("sessions_waiting")) == (1, 1)
         seen = set()
-        async for _ in first:
+        rest = asyncio.create_task(drain(first))
+        while not rest.done():
             seen.add(value("micro_batches"))
+            await asyncio.sleep(0)
+        assert await rest == 59
         assert seen & {1.0, 2.0}, seen
         assert len([event async for event in second]) == 60
         assert (value("sessions_running"), value("sessions_waiting")) == (0, 0)

@@ -184,6 +184,25 @@ def test_a_change_of_plan_replays_in_the_chunks_of_the_prompt() -> None:
     assert found == [(1, 0, 10, 0), (1, 10, 3, 0), (1, 13, 4, 1)]
 
 
+def test_with_an_exact_engine_a_replay_feeds_generated_tokens_one_by_one_and_together() -> None:
+    """Prompts in chunks, then single tokens of all sessions in one batch each: the bits that they had."""
+    limits = replace(LIMITS, max_in_flight=1, prefill_chunk=10, mixed_prefill_chunk=10, replay_singly=True)
+    scheduler = Scheduler(limits)
+    for number in (1, 2):
+        scheduler.submit(session(number, 3))
+    for _ in range(4):
+        answer(scheduler, sent(scheduler))
+    scheduler.reset(limits)
+    found = []
+    for _ in range(5):
+        batch = sent(scheduler)
+        found.append([(p.session, p.position, p.count, p.keep, p.decode) for p in batch.slices])
+        answer(scheduler, batch)
+    assert found[0] == [(1, 0, 3, 0, False), (2, 0, 3, 0, False)]
+    for at, step in enumerate(found[1:], start=3):
+        assert sorted(step) == [(1, at, 1, int(at == 6), True), (2, at, 1, int(at == 6), True)]
+
+
 def test_a_smaller_budget_sends_the_youngest_back_to_the_queue_in_front() -> None:
     """Nobody is dropped: who has no room any more waits before those that never ran."""
     scheduler = Scheduler(replace(LIMITS, kv_budget_tokens=200))

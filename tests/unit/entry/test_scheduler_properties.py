@@ -26,6 +26,7 @@ limits = st.builds(
     prefill_chunk=st.integers(1, 12),
     mixed_prefill_chunk=st.integers(1, 6),
     max_waiting=st.integers(0, 6),
+    replay_singly=st.booleans(),
 )
 
 
@@ -153,7 +154,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         """Form a batch and check it against the promises."""
         sched = self.scheduler
         ready = [s for s in sched.running.values() if not s.step and s.pending]
-        decoding = [s.id for s in ready if s.decoding and not s.alone]
+        singly = sched.limits.replay_singly
+        decodes = {s.id for s in sched.running.values() if (s.generated if singly else s.decoding)}
+        decoding = [s.id for s in ready if s.id in decodes and not s.alone]
         waited, in_flight = ready[0].id if ready else None, len(sched.in_flight)
         batch = sched.next_batch()
         note(f"batch {batch}")
@@ -162,6 +165,14 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert not ready or in_flight, "ready sessions and an idle pipeline"
             return None
         assert in_flight < sched.limits.max_in_flight
+        for piece in batch.slices:
+            prompt = sched.running[piece.session].prompt_tokens
+            assert piece.decode == (piece.session in decodes)
+            assert not piece.decode or piece.count == 1
+            assert piece.position >= prompt or piece.position + piece.count <= prompt, (
+                "prompt and output share"
+            )
+            assert not singly or piece.decode or piece.position < prompt, "a generated token in a chunk"
         chosen = [piece.session for piece in batch.slices]
         assert len(set(chosen)) == len(chosen) <= sched.limits.max_sessions
         assert set(chosen) <= {s.id for s in ready}, "a session has two steps in flight"
@@ -172,7 +183,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert taken == decoding[: len(taken)], "decoding sessions overtake one another"
             if len(taken) < len(decoding):
                 places = sched.limits.max_sessions - sum(s not in decoding for s in chosen)
-                decoders = sum(s.decoding for s in sched.running.values())
+                decoders = len(decodes)
                 groups = max(1, min(sched.limits.max_in_flight, decoders // sched.limits.min_sessions))
                 assert len(taken) >= min(places, -(-decoders // groups)), "prefill stalls decode"
         if sched.limits.max_sessions == 1:

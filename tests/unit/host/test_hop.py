@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 
-from splitinfer.segment_runtime.engine.interrupt import Interrupt
 from splitinfer.segment_runtime.engine.port import (
     Array,
+    Identity,
     KvBlob,
     SessionError,
     SessionRows,
@@ -30,6 +31,7 @@ class FakeRange:
 
     start, stop = 0, 1
     weight_bytes, kv_bytes_per_token = 8, 4
+    identity = Identity("fake", "1", "none", exact=False)
 
     def __init__(self, bad: int = 0) -> None:
         self.bad = bad
@@ -54,7 +56,9 @@ class FakeRange:
         """Tokens held."""
         return self.open_sessions[session][1]
 
-    def step(self, hidden: Array, batch: Sequence[SessionRows], interrupt: Interrupt | None = None) -> Array:
+    def step(
+        self, hidden: Array, batch: Sequence[SessionRows], interrupt: threading.Event | None = None
+    ) -> Array:
         """Rows and lengths grow, unless somebody interrupts in the middle."""
         self.in_step()
         if interrupt is not None and interrupt.is_set():

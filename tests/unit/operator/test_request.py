@@ -33,12 +33,12 @@ def cut(request: Request) -> list[str]:
 
 
 def test_without_anything_said_three_nodes_share_equally(store: Path) -> None:
-    """The default is three equal segments, four sessions of 2048 tokens, float32 on torch."""
+    """The default is three equal segments, four sessions of 2048 tokens, float32 on whatever engine is best."""
     request = request_for(store)
 
     assert cut(request) == ["node-0[0:2]", "node-1[2:4]", "node-2[4:6]"]
     assert request.plan.kv_budget_tokens == 4 * 2048
-    assert (request.plan.dtype, request.engine, request.device) == ("float32", "torch", "cpu")
+    assert (request.plan.dtype, request.engine, request.device) == ("float32", "auto", "cpu")
     assert list(table_rows(request)) == [
         ("node-0", "0-1", 320),
         ("node-1", "2-3", 320),
@@ -84,6 +84,14 @@ def test_the_command_line_wins_over_the_manifest(store: Path) -> None:
     assert request_for(store, spec, dtype="bfloat16").plan.dtype == "bfloat16"
 
 
+def test_each_node_may_have_an_engine_of_its_own(store: Path) -> None:
+    """One engine for all, and others by node; few bits take the bytes that they have."""
+    request = request_for(store, engine="onnx", node_engines={"node-1": "auto"}, dtype="int4")
+
+    assert [request.engine_of(node) for node in request.nodes] == ["onnx", "auto", "onnx"]
+    assert request.node_bytes("node-0") == (52, 2 * 8192 * 2 * 2 * 4 * 4), "80 values in 20.5 bytes per 32"
+
+
 def test_a_file_source_is_a_model_folder(store: Path) -> None:
     """file:///PATH names the folder of a stored model, wherever that store is."""
     spec = {"model": {"source": f"file://{store}/tiny"}}
@@ -126,8 +134,21 @@ FULL_PINS = {"placement": {"pins": [{"blocks": "0-5", "node": "a"}]}}
         ({"placement": {"maxSegments": 2}}, {}, "spec.placement.maxSegments", "3 segments asked for"),
         ({"workload": {"maxContextTokens": 5000}}, {}, "spec.workload.maxContextTokens", "4096"),
         ({}, {"memory_bytes": 1000}, "spec.workload.concurrency", "lower concurrency"),
-        ({"model": {"source": "store://tiny", "dtype": "int4"}}, {}, "spec.model.dtype", "float32"),
-        ({"model": {"source": "store://tiny", "engine": "onnx"}}, {}, "spec.model.engine", "torch"),
+        (
+            {"model": {"source": "store://tiny", "dtype": "int4", "engine": "torch"}},
+            {},
+            "spec.model.dtype",
+            "use engine onnx or auto",
+        ),
+        (
+            {"model": {"source": "store://tiny", "dtype": "float16", "engine": "onnx"}},
+            {},
+            "spec.model.dtype",
+            "float32, int8 and int4",
+        ),
+        ({"model": {"source": "store://tiny", "engine": "onnx"}}, {"device": "cuda"}, "--device", "torch"),
+        ({}, {"node_engines": {"node-7": "torch"}}, "--node-engine", "node-0, node-1, node-2"),
+        ({}, {"node_engines": {"node-1": "torch"}, "dtype": "int8"}, "spec.model.dtype", "int8"),
         ({"reconfiguration": {"mode": "Auto"}}, {}, "spec.reconfiguration.mode", "Manual"),
     ],
 )

@@ -158,7 +158,7 @@ def test_a_budget_below_one_session_is_refused() -> None:
         {"epoch": 0},
         {"epoch": 2**63},
         {"blocks": 0},
-        {"dtype": "int4"},
+        {"dtype": "int2"},
         {"unknown": 1},
         {"model": {"name": "", "digest": "0" * 64}},
         {"model": {"name": "m", "digest": "xyz"}},

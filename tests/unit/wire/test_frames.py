@@ -120,6 +120,7 @@ def _dims(*dims: int) -> Callable[[pb.Frame], None]:
         (_piece(1, count=0), pb.BAD_FRAME, r"sessions\[1\].count: 0 rows"),
         (_piece(1, count=4), pb.BAD_FRAME, "dims: 4 rows, the sessions have 5"),
         (_piece(1, keep=4), pb.BAD_FRAME, r"sessions\[1\].keep: 4 of 3 rows"),
+        (_piece(1, decode=True), pb.BAD_FRAME, r"sessions\[1\].decode: .* is 1 row, not 3"),
         (_piece(1, capacity=0), pb.BAD_FRAME, r"sessions\[1\].capacity: 0 tokens, the plan allows 1 to 40"),
         (_piece(1, capacity=41), pb.BAD_FRAME, r"sessions\[1\].capacity: 41 tokens"),
         (_piece(1, capacity=2), pb.BAD_FRAME, r"sessions\[1\].position: 0 \+ 3 rows is past the capacity 2"),
@@ -195,7 +196,7 @@ def test_ten_thousand_damaged_frames_are_taken_right_or_refused_by_field() -> No
             offer(traffic.frame())  # what is whole is still taken
     assert undecodable + taken + sum(refused.values()) == 10_000
     assert "?" not in refused, "an error that names no field"
-    assert len(refused) == 13, f"a field was never damaged: {sorted(refused)}"
+    assert len(refused) == 14, f"a field was never damaged: {sorted(refused)}"
     assert min(undecodable, taken) > 100, "the damages are not mixed"
 
 

@@ -8,7 +8,7 @@ from splitinfer.segment_runtime.proto import runtime_pb2 as pb
 
 LEAVES_THE_ENTRY = {
     "Frame": ["epoch", "step", "hop", "sessions", "released", "dtype", "dims", "data", "timings"],
-    "SessionSlice": ["session", "position", "count", "keep", "capacity"],
+    "SessionSlice": ["session", "position", "count", "keep", "capacity", "decode"],
     "HopTiming": ["hop", "queue_us", "compute_us", "decode_us", "encode_us"],
     "PrepareRequest": [
         "epoch", "plan_digest", "model_name", "model_digest", "dtype", "ranges", "kv_budget_tokens",
@@ -16,6 +16,7 @@ LEAVES_THE_ENTRY = {
     ],
     "RangeSpec": ["hop", "start", "stop", "next"],
     "EpochRequest": ["epoch"],
+    "ForgetRequest": ["epoch", "sessions"],
     "DescribeRequest": [],
 }  # fmt: skip
 

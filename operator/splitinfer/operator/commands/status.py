@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from splitinfer.operator.local.control import EntryStatus
+    from splitinfer.operator.local.control import EntryStatus, HostStatus, RangeStatus
 
 
 def register(subparsers: Any) -> None:
@@ -82,10 +82,12 @@ def show(console: Console, endpoint: str, status: EntryStatus) -> None:
                 format_blocks(segment.start, segment.stop),
                 f"{loaded.weight_bytes:,}" if loaded else "unknown",
                 f"{loaded.kv_bytes:,}" if loaded else "unknown",
-                f"{host.engine} on {host.device}" if host and host.engine else "unknown",
+                _engine(host, loaded),
                 "yes" if host and host.alive else "no",
             )
         console.print(table)
+        for text in identities(status):
+            line(text)
     idle = sorted(set(status.hosts) - set(status.plan.nodes if status.plan else ()))
     if idle:
         line(f"nodes without blocks: {', '.join(idle)}")
@@ -94,6 +96,34 @@ def show(console: Console, endpoint: str, status: EntryStatus) -> None:
     for name, label in (("ttft", "time to first token"), ("tpot", "time per output token")):
         median, p95 = (_ms(status.observed.get(f"{name}_{q}_seconds")) for q in ("p50", "p95"))
         line(f"{label}: median {median}, p95 {p95}")
+
+
+def _engine(host: HostStatus | None, loaded: RangeStatus | None) -> str:
+    """Which engine computes the range; `auto` is told by what it took."""
+    if host is None or not host.engine:
+        return "unknown"
+    return f"{(loaded and loaded.identity.engine) or host.engine} on {host.device}"
+
+
+def identities(status: EntryStatus) -> list[str]:
+    """The identity class of the pipeline, or those that it spans: results are the same bits inside one only."""
+    plan = status.plan
+    if plan is None:
+        return []
+    nodes: dict[str, list[str]] = {}
+    for hop, segment in enumerate(plan.segments):
+        host = status.hosts.get(segment.node)
+        loaded = host.range_of(plan.epoch, hop) if host else None
+        if loaded is not None and loaded.identity.engine:
+            members = nodes.setdefault(str(loaded.identity), [])
+            if segment.node not in members:
+                members.append(segment.node)
+    if len(nodes) < 2:
+        return [f"identity class: {name}" for name in nodes]
+    return [
+        f"identity: {len(nodes)} classes; a block that moves between them may change the last bits",
+        *(f"  {', '.join(members)}: {name}" for name, members in nodes.items()),
+    ]
 
 
 def _ms(seconds: float | None) -> str:

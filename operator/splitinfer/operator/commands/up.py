@@ -29,8 +29,18 @@ def register(subparsers: Any) -> None:
         "--cuts", type=_cuts, metavar="I,J", help="cut before these blocks, such as 10,20 (default: equal)"
     )
     p.add_argument("--port", type=int, default=DEFAULT_PORT, help="port of the endpoint; 0 takes a free one")
-    p.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="over the manifest's")
-    p.add_argument("--engine", choices=["auto", "torch"], help="over the manifest's")
+    p.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16", "int8", "int4"], help="over the manifest's"
+    )
+    p.add_argument("--engine", choices=["auto", "onnx", "torch"], help="over the manifest's")
+    p.add_argument(
+        "--node-engine",
+        action="append",
+        type=_node_engine,
+        default=[],
+        metavar="NODE=ENGINE",
+        help="another engine for one node; may be repeated",
+    )
     p.add_argument(
         "--device", default="cpu", metavar="cpu|cuda[:N]", help="device of the hosts and of the entry"
     )
@@ -78,6 +88,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[Request, Settings]:
         cuts=arguments.cuts,
         dtype=arguments.dtype,
         engine=arguments.engine,
+        node_engines=dict(arguments.node_engine),
         device=arguments.device,
         threads=arguments.threads,
         memory_bytes=available_memory(),
@@ -117,6 +128,13 @@ def _store_source(name: str) -> str:
             "--model", f"{name!r} is not a model name; `splitinfer models list` shows those there are"
         )
     return f"store://{name}"
+
+
+def _node_engine(text: str) -> tuple[str, str]:
+    node, _, engine = text.partition("=")
+    if not node or engine not in ("auto", "onnx", "torch"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NODE=ENGINE with auto, onnx or torch")
+    return node, engine
 
 
 def _cuts(text: str) -> tuple[int, ...]:

@@ -37,8 +37,21 @@ class Progress(_Answer):
     total_bytes: int = 0
 
 
+class Identity(_Answer):
+    """What the bits of a range's results depend on besides weights and inputs."""
+
+    engine: str = ""
+    version: str = ""
+    instruction_set: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.engine} ({self.version}; {self.instruction_set})"
+
+
 class RangeStatus(_Answer):
     """One loaded range of blocks."""
+
+    identity: Identity = Identity()
 
     epoch: int = 0
     hop: int = 0

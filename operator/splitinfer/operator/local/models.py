@@ -19,10 +19,10 @@ from urllib.parse import unquote, urlsplit
 from pydantic import BaseModel, ValidationError
 
 from splitinfer.operator.errors import UserError
-from splitinfer.optimizer.plan import DTypeName
+from splitinfer.optimizer.plan import ActivationName, DTypeName, activation_of, weight_bytes
 
 INDEX_FILE = "index.json"
-DTYPE_BYTES: Mapping[DTypeName, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+_KV_BYTES: Mapping[ActivationName, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 class _Tensor(BaseModel):
@@ -66,11 +66,11 @@ class ModelFacts:
     def weight_bytes(self, start: int, stop: int, dtype: DTypeName) -> int:
         """Bytes of the weights of blocks ``[start, stop)``."""
         values = sum(self.unit_values[_block_unit(index)] for index in range(start, stop))
-        return values * DTYPE_BYTES[dtype]
+        return weight_bytes(values, dtype)
 
     def kv_bytes(self, blocks: int, tokens: int, dtype: DTypeName) -> int:
         """Bytes of KV of ``tokens`` tokens in ``blocks`` blocks."""
-        return self.kv_values_per_token * blocks * tokens * DTYPE_BYTES[dtype]
+        return self.kv_values_per_token * blocks * tokens * _KV_BYTES[activation_of(dtype)]
 
 
 def home() -> Path:

@@ -85,7 +85,7 @@ class RuntimeCommands:
             *("--listen", f"{LOOPBACK}:0"),
             *("--metrics-port", "0"),
             *("--store", str(request.model.root)),
-            *("--engine", request.engine),
+            *("--engine", request.engine_of(node)),
             *("--device", request.device),
             *_threads(request),
             *(() if limit is None else ("--memory-limit-bytes", str(limit))),

@@ -5,10 +5,10 @@ Whatever is wrong is refused here, before a process is started.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from splitinfer.operator.errors import UserError
 from splitinfer.operator.local.models import ModelFacts, find_model
@@ -16,6 +16,7 @@ from splitinfer.operator.local.support import check_supported, is_set
 from splitinfer.operator.spec.blocks import format_blocks, parse_blocks
 from splitinfer.operator.spec.resource import SplitInference
 from splitinfer.optimizer.plan import (
+    FEW_BITS,
     DTypeName,
     ModelRef,
     Plan,
@@ -41,6 +42,8 @@ class Options:
     cuts: tuple[int, ...] | None = None
     dtype: DTypeName | None = None
     engine: str | None = None
+    node_engines: Mapping[str, str] = field(default_factory=dict)
+    """Engines of single nodes, over the one for all."""
     device: str = "cpu"
     threads: int | None = None
     memory_bytes: int | None = None
@@ -55,7 +58,8 @@ class Request:
         model: the stored model.
         plan: the wanted cut and placement; its epoch is given when it is sent.
         nodes: names of the node processes, those of the plan first.
-        engine: engine of every host.
+        engine: engine of the entry, and of every host that `node_engines` does not name.
+        node_engines: engines of single hosts.
         device: device of every host.
         threads: threads of every host and of the entry; None: each takes the CPUs that it may use.
         memory_limit_bytes: what one host may take; None for no limit.
@@ -68,6 +72,11 @@ class Request:
     device: str
     threads: int | None
     memory_limit_bytes: int | None
+    node_engines: Mapping[str, str] = field(default_factory=dict)
+
+    def engine_of(self, node: str) -> str:
+        """Engine of one host."""
+        return self.node_engines.get(node, self.engine)
 
     def node_bytes(self, node: str) -> tuple[int, int]:
         """``(weights, KV budget)`` in bytes that the plan puts on a node."""
@@ -104,7 +113,7 @@ def make_request(resource: SplitInference, options: Options) -> Request:
     plan = Plan(
         epoch=1,
         model=ModelRef(name=model.name, digest=model.digest),
-        dtype=options.dtype or cast("DTypeName", spec.model.dtype),
+        dtype=options.dtype or spec.model.dtype,
         blocks=model.blocks,
         segments=segments,
         max_context_tokens=context,
@@ -115,12 +124,14 @@ def make_request(resource: SplitInference, options: Options) -> Request:
         model=model,
         plan=plan,
         nodes=nodes,
-        engine="torch" if engine == "auto" else engine,
+        engine=engine,
         device=options.device,
         threads=options.threads,
         # One share is left for the entry and everything else on the machine.
         memory_limit_bytes=None if options.memory_bytes is None else options.memory_bytes // (len(nodes) + 1),
+        node_engines=options.node_engines,
     )
+    _check_engines(request)
     _check_memory(request)
     return request
 
@@ -181,6 +192,26 @@ def _context(resource: SplitInference, model: ModelFacts) -> int:
             f"{wanted} is above the {model.max_context_tokens} that {model.name} was made for; lower it",
         )
     return model.max_context_tokens
+
+
+def _check_engines(request: Request) -> None:
+    """Raise UserError for a dtype or a device that an engine does not have, or an engine for no node."""
+    dtype = request.plan.dtype
+    for node in request.node_engines:
+        if node not in request.nodes:
+            raise UserError("--node-engine", f"{node} is not a node; there are: {', '.join(request.nodes)}")
+    for engine in (request.engine, *request.node_engines.values()):
+        if engine == "torch" and dtype in FEW_BITS:
+            raise UserError(
+                "spec.model.dtype", f"{dtype}: the torch engine has no such weights; use engine onnx or auto"
+            )
+        if engine == "onnx" and dtype in ("bfloat16", "float16"):
+            raise UserError(
+                "spec.model.dtype",
+                f"{dtype}: the onnx engine has float32, int8 and int4; use one, or engine torch",
+            )
+        if engine == "onnx" and request.device != "cpu":
+            raise UserError("--device", f"{request.device}: the onnx engine runs on cpu; use --engine torch")
 
 
 def _check_memory(request: Request) -> None:

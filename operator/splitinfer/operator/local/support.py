@@ -32,12 +32,6 @@ def check_supported(resource: SplitInference) -> None:
     """Raise `UserError`, naming every field that is set and that a local pipeline cannot honour."""
     problems = [(f"spec.{path}", reason) for path, reason in REFUSED if is_set(resource.spec, path)]
     spec = resource.spec
-    if spec.model.dtype in ("int8", "int4"):
-        problems.append(
-            ("spec.model.dtype", f"{spec.model.dtype} is not there yet; use float32, bfloat16 or float16")
-        )
-    if spec.model.engine == "onnx":
-        problems.append(("spec.model.engine", "onnx is not there yet; use auto or torch"))
     if spec.reconfiguration.mode != "Manual" and is_set(spec, "reconfiguration.mode"):
         problems.append(
             ("spec.reconfiguration.mode", f"{spec.reconfiguration.mode}: {_NO_DECISIONS}, or use Manual")

@@ -6,7 +6,7 @@ import os
 
 from splitinfer.segment_runtime.engine.port import Engine, UnsupportedModel
 
-ENGINES = ("torch",)
+ENGINES = ("auto", "onnx", "torch")
 
 SPIN_COUNT = "20000"
 """How long a worker of libgomp waits actively for the next parallel region: about a millisecond, more than lies
@@ -18,7 +18,8 @@ def create_engine(name: str, device: str, threads: int | None) -> Engine:
     """The engine ``name`` on ``device`` (``cpu``, ``cuda``, ``cuda:N``).
 
     Args:
-        name: one of `ENGINES`.
+        name: one of `ENGINES`. ``auto`` is torch on a GPU; on a CPU it is onnx, and torch for models and dtypes that
+            onnx has no graph for.
         device: where weights and KV live.
         threads: CPU threads; None for as many CPUs as the process may use.
 
@@ -27,6 +28,26 @@ def create_engine(name: str, device: str, threads: int | None) -> Engine:
     """
     if name not in ENGINES:
         raise UnsupportedModel(f"engine: {name!r} is not an engine; there are: {', '.join(ENGINES)}")
+    if name == "torch" or (name == "auto" and device != "cpu"):
+        return _torch(device, threads)
+    if name == "onnx":
+        return _onnx(device, threads)
+    from splitinfer.segment_runtime.engine.auto import AutoEngine
+
+    return AutoEngine(_onnx(device, threads), lambda: _torch(device, threads))
+
+
+def _onnx(device: str, threads: int | None) -> Engine:
+    try:
+        from splitinfer.segment_runtime.engine.onnx_engine import OnnxEngine
+    except ModuleNotFoundError as error:
+        raise UnsupportedModel(
+            f"engine: 'onnx' needs the Python package {error.name!r}; install splitinfer[runtime]"
+        ) from error
+    return OnnxEngine(device=device, threads=threads)
+
+
+def _torch(device: str, threads: int | None) -> Engine:
     # libgomp reads this once, when torch is imported below. What the user has set stays.
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     try:

@@ -14,11 +14,10 @@ EngineError               base: the engine cannot do what was asked
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
-
-from splitinfer.segment_runtime.engine.interrupt import Interrupt
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,12 +51,36 @@ class StepInterrupted(EngineError):
 
 
 @dataclass(frozen=True, slots=True)
+class Identity:
+    """What the bits of a result depend on besides weights and inputs. They are promised inside one such class.
+
+    Attributes:
+        engine: name of the engine.
+        version: of its libraries.
+        instruction_set: of the machine, as far as kernels differ by it.
+        exact: a row has the same bits whoever shares its step and however a prompt is cut into chunks. Only a
+            generated token, fed by itself, differs from the same token inside a chunk; so a replay repeats the bits
+            if it feeds generated tokens one by one.
+    """
+
+    engine: str
+    version: str
+    instruction_set: str
+    exact: bool
+
+
+@dataclass(frozen=True, slots=True)
 class SessionRows:
-    """Rows of one session in a step: tokens ``[position, position + count)`` of that session."""
+    """Rows of one session in a step: tokens ``[position, position + count)`` of that session.
+
+    ``decode`` says that the row is a generated token in a step of its own; it has ``count`` 1. A prompt's last chunk
+    may have one row too, and must have the bits that a larger chunk would have given it.
+    """
 
     session: int
     position: int
     count: int
+    decode: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +108,10 @@ class LoadedRange(Protocol):
     stop: int
 
     @property
+    def identity(self) -> Identity:
+        """Of the engine that computes it."""
+
+    @property
     def weight_bytes(self) -> int:
         """Resident bytes of the weights of this range."""
 
@@ -109,11 +136,13 @@ class LoadedRange(Protocol):
     def length(self, session: int) -> int:
         """Tokens in the KV cache of a session."""
 
-    def step(self, hidden: Array, batch: Sequence[SessionRows], interrupt: Interrupt | None = None) -> Array:
+    def step(
+        self, hidden: Array, batch: Sequence[SessionRows], interrupt: threading.Event | None = None
+    ) -> Array:
         """Run the rows of ``batch`` through the blocks and append to their KV.
 
         Args:
-            hidden: ``[rows, hidden_size]`` in the range's dtype, rows grouped as in ``batch``.
+            hidden: ``[rows, hidden_size]`` in the activation dtype of the range's dtype, rows grouped as in ``batch``.
             batch: one entry per session, each at most once; ``position`` equals `length`.
             interrupt: set, perhaps by another thread, when nobody wants the result any more. The step then ends
                 as soon as it can.
@@ -147,6 +176,10 @@ class LoadedHead(Protocol):
     """Final norm and LM head."""
 
     @property
+    def identity(self) -> Identity:
+        """Of the engine that computes it."""
+
+    @property
     def weight_bytes(self) -> int:
         """Resident bytes of the head."""
 
@@ -166,8 +199,15 @@ class Engine(Protocol):
 
     name: str
     device: str
-    version: str
     threads: int
+
+    @property
+    def version(self) -> str:
+        """Of its libraries."""
+
+    @property
+    def identity(self) -> Identity:
+        """Of the engine itself; what it loads may name another one that it handed the work to."""
 
     def load_range(
         self,

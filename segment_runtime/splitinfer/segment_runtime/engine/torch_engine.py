@@ -8,7 +8,9 @@ from collections.abc import Callable
 import torch
 import transformers
 
-from splitinfer.segment_runtime.engine.port import LoadError, UnsupportedModel
+from splitinfer.segment_runtime.engine.cpu import instruction_set
+from splitinfer.segment_runtime.engine.port import Identity, LoadError, UnsupportedModel
+from splitinfer.segment_runtime.engine.registry import UnitRegistry
 from splitinfer.segment_runtime.engine.threads import usable_cpus
 from splitinfer.segment_runtime.engine.torch_arrays import torch_dtype
 from splitinfer.segment_runtime.engine.torch_head import HeadModule, TorchHead
@@ -17,7 +19,6 @@ from splitinfer.segment_runtime.engine.torch_range import TorchRange
 from splitinfer.segment_runtime.engine.torch_threads import ComputeThreads
 from splitinfer.segment_runtime.engine.torch_weights import (
     LoadedUnit,
-    UnitRegistry,
     load_module,
     load_tensors,
 )
@@ -43,12 +44,15 @@ class TorchEngine:
         self._device = checked_device(device)
         self.device = str(self._device)
         self.version = f"torch {torch.__version__}, transformers {transformers.__version__}"
+        self.identity = Identity(
+            self.name, self.version, f"{instruction_set()} {self._device.type}", exact=False
+        )
         self.threads = threads if threads is not None else usable_cpus()
         if self.threads < 1:
             raise UnsupportedModel(f"threads: {threads}: it must be at least 1")
         torch.set_num_threads(self.threads)
         self._compute = ComputeThreads(self.threads)
-        self._units = UnitRegistry()
+        self._units: UnitRegistry[LoadedUnit] = UnitRegistry()
         self._models: dict[str, TorchModel] = {}
         self._lock = threading.Lock()
 
@@ -110,7 +114,7 @@ class TorchEngine:
         with self._lock:
             found = self._models.get(model.digest)
             if found is None:
-                found = self._models[model.digest] = TorchModel(model, self._device)
+                found = self._models[model.digest] = TorchModel(model, self._device, self.identity)
             return found
 
     def _load_block(self, model: StoredModel, shared: TorchModel, index: int, dtype: str) -> LoadedUnit:

@@ -31,6 +31,7 @@ class TorchHead:
         self, model: TorchModel, dtype: str, units: list[LoadedUnit], threads: ComputeThreads
     ) -> None:
         """Hold the head unit and, for tied embeddings, the token table after it."""
+        self.identity = model.identity
         self.dtype = dtype
         self._model = model
         self._units = units

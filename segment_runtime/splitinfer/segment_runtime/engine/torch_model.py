@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import nn
 
-from splitinfer.segment_runtime.engine.port import LoadError
+from splitinfer.segment_runtime.engine.port import Identity, LoadError
 from splitinfer.segment_runtime.engine.torch_attention import NAMES, windows_of
 from splitinfer.segment_runtime.engine.torch_recipes import config_of, recipe_of
 from splitinfer.segment_runtime.store.reader import StoredModel
@@ -27,7 +27,7 @@ class TorchModel:
         layer_types: per layer, the key of its rotary embedding.
     """
 
-    def __init__(self, model: StoredModel, device: torch.device) -> None:
+    def __init__(self, model: StoredModel, device: torch.device, identity: Identity) -> None:
         """Read the configuration; no weights.
 
         Raises:
@@ -38,6 +38,7 @@ class TorchModel:
         index = model.index
         self.name = model.name
         self.device = device
+        self.identity = identity
         self.architecture = model.architecture
         self.recipe = recipe_of(index.model_type)
         self.mask_config = config_of(self.recipe, model.config)

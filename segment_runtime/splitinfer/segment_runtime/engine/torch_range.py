@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from splitinfer.segment_runtime.engine.interrupt import Interrupt
 from splitinfer.segment_runtime.engine.port import (
     Array,
     KvBlob,
@@ -36,6 +36,7 @@ class TorchRange:
         units: list[LoadedUnit],
         threads: ComputeThreads,
     ) -> None:
+        self.identity = model.identity
         self.start = start
         self.stop = stop
         self.dtype = dtype
@@ -89,7 +90,9 @@ class TorchRange:
         self._sessions.clear()
         give_back(self._model.device)
 
-    def step(self, hidden: Array, batch: Sequence[SessionRows], interrupt: Interrupt | None = None) -> Array:
+    def step(
+        self, hidden: Array, batch: Sequence[SessionRows], interrupt: threading.Event | None = None
+    ) -> Array:
         """Run the rows of ``batch`` through the blocks and append to their KV."""
         self._check_loaded()
         units = self._units
@@ -126,7 +129,7 @@ class TorchRange:
         rows: torch.Tensor,
         batch: Sequence[SessionRows],
         sessions: Sequence[Session],
-        interrupt: Interrupt | None,
+        interrupt: threading.Event | None,
     ) -> torch.Tensor:
         model = self._model
         counts = [part.count for part in batch]

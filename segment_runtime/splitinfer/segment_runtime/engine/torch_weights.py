@@ -1,13 +1,7 @@
-"""Units in memory: tensors of the store copied into torch's memory, each unit at most once.
-
-A unit lives as long as somebody holds it. The registry holds only weak references, so that dropping the last
-range that uses a block frees it at once and there is no count to get wrong.
-"""
+"""Units in memory: tensors of the store copied into torch's memory."""
 
 from __future__ import annotations
 
-import threading
-import weakref
 from collections.abc import Callable, Mapping
 
 import torch
@@ -16,9 +10,6 @@ from torch import nn
 from splitinfer.segment_runtime.engine.port import Array, LoadError
 from splitinfer.segment_runtime.engine.torch_arrays import fill
 from splitinfer.segment_runtime.engine.torch_memory import carve
-
-UnitKey = tuple[str, str, str]
-"""Model digest, dtype, unit."""
 
 
 class LoadedUnit:
@@ -30,28 +21,6 @@ class LoadedUnit:
         self.tensors = tensors
         self.module = module
         self.nbytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-
-
-class UnitRegistry:
-    """Loaded units by key. Thread-safe; one unit loads at a time."""
-
-    def __init__(self) -> None:
-        self._units: weakref.WeakValueDictionary[UnitKey, LoadedUnit] = weakref.WeakValueDictionary()
-        self._loading = threading.Lock()
-
-    def get(self, key: UnitKey, load: Callable[[], LoadedUnit]) -> LoadedUnit:
-        """The unit, loaded if nobody holds it now."""
-        with self._loading:
-            unit = self._units.get(key)
-            if unit is None:
-                unit = load()
-                self._units[key] = unit
-            return unit
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all units that somebody holds."""
-        return sum(unit.nbytes for unit in list(self._units.values()))
 
 
 def load_tensors(

@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--advertise", help="host:port under which hosts reach --data; default: what --data is bound to"
     )
-    p.add_argument("--engine", default="torch", help="engine of the head")
+    p.add_argument("--engine", default="auto", help="engine of the head: auto, onnx or torch")
     p.add_argument("--device", default="cpu", help="cpu, or cuda[:N]")
     p.add_argument(
         "--threads", type=int, help="compute threads of the head; default: the CPUs this process may use"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 import structlog
@@ -18,7 +18,7 @@ from splitinfer.optimizer.plan import Plan
 from splitinfer.segment_runtime.channel import FrameLink, LinkError
 from splitinfer.segment_runtime.entry.hosts import HostClient, HostError
 from splitinfer.segment_runtime.proto import runtime_pb2 as pb
-from splitinfer.segment_runtime.wire import DTYPES
+from splitinfer.segment_runtime.wire import WEIGHT_DTYPES
 
 log = structlog.get_logger()
 
@@ -102,7 +102,7 @@ def prepare_request(plan: Plan, node: str, addresses: Mapping[str, str], back: s
         plan_digest=plan.digest,
         model_name=plan.model.name,
         model_digest=plan.model.digest,
-        dtype=DTYPES[plan.dtype][0],
+        dtype=WEIGHT_DTYPES[plan.dtype],
         ranges=[
             pb.RangeSpec(hop=hop, start=s.start, stop=s.stop, next=next_of(hop))
             for hop, s in plan.ranges_of(node)
@@ -114,19 +114,24 @@ def prepare_request(plan: Plan, node: str, addresses: Mapping[str, str], back: s
     )
 
 
-async def prepare(plan: Plan, clients: Clients, back: str, note: Callable[[str, int, int], None]) -> None:
-    """Have the hosts load; ``note(node, loaded, total)``. Raises ChangeFailed, and nothing stays loaded then."""
+async def prepare(plan: Plan, clients: Clients, back: str, note: Callable[[str, int, int], None]) -> bool:
+    """Have the hosts load; ``note(node, loaded, total)``. Raises ChangeFailed, and nothing stays loaded then.
+
+    Returns:
+        Whether an engine of the chain is exact, so that a replay feeds generated tokens one by one.
+    """
     addresses = {node: client.address for node, client in clients.items()}
 
-    async def one(node: str, client: HostClient) -> None:
+    async def one(node: str, client: HostClient) -> Sequence[pb.Identity]:
         request = prepare_request(plan, node, addresses, back)
-        await client.prepare(request, lambda done, total: note(node, done, total))
+        return await client.prepare(request, lambda done, total: note(node, done, total))
 
     try:
-        await all_of({node: one(node, client) for node, client in clients.items()})
+        found = await all_of({node: one(node, client) for node, client in clients.items()})
     except ChangeFailed:
         await release(plan.epoch, clients)
         raise
+    return any(identity.exact for identities in found.values() for identity in identities)
 
 
 async def commit(

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from splitinfer.optimizer.plan import Plan, PlanError
 from splitinfer.segment_runtime.entry.coordinator import Coordinator, PlanRejected, StalePlan
 from splitinfer.segment_runtime.entry.pipeline import Pipeline
+from splitinfer.segment_runtime.proto import runtime_pb2 as pb
 
 Address = Annotated[str, Field(pattern=r"^.+:[0-9]+$", max_length=300)]
 
@@ -88,6 +89,16 @@ def control_app(coordinator: Coordinator, pipeline: Pipeline) -> web.Application
     return app
 
 
+def identity(message: pb.Identity) -> dict[str, Any]:
+    """What computes a range, as JSON."""
+    return {
+        "engine": message.engine,
+        "version": message.version,
+        "instruction_set": message.instruction_set,
+        "exact": message.exact,
+    }
+
+
 async def status(coordinator: Coordinator, pipeline: Pipeline) -> dict[str, Any]:
     """What runs now, as JSON."""
     done, total = coordinator.progress
@@ -128,6 +139,7 @@ async def status(coordinator: Coordinator, pipeline: Pipeline) -> dict[str, Any]
                                 "kv_bytes": r.kv_bytes,
                                 "kv_budget_bytes": r.kv_budget_bytes,
                                 "sessions": r.sessions,
+                                "identity": identity(r.identity),
                             }
                             for r in view.state.ranges
                         ],

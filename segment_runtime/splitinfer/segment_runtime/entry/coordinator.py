@@ -22,7 +22,7 @@ from typing import Any
 
 import structlog
 
-from splitinfer.optimizer.plan import Plan, PlanError
+from splitinfer.optimizer.plan import DTypeName, Plan, PlanError, activation_of, weight_bytes
 from splitinfer.segment_runtime.engine.port import Engine, EngineError, LoadedHead
 from splitinfer.segment_runtime.entry import changes
 from splitinfer.segment_runtime.entry.changes import ChangeFailed
@@ -336,9 +336,9 @@ class Coordinator:
         views = await self.views()
         base = now.serving or now.target
         assert base is not None, now
-        index, itemsize = self._model.index, DTYPES[base.dtype][1].itemsize
-        block = max(index.block_weight_bytes(b, itemsize) for b in range(base.blocks))
-        block += index.kv_bytes_per_token(itemsize) * base.kv_budget_tokens
+        index = self._model.index
+        block = max(weight_bytes(index.block_values(b), base.dtype) for b in range(base.blocks))
+        block += index.kv_bytes_per_token(DTYPES[base.activation][1].itemsize) * base.kv_budget_tokens
         room = {
             node: view.state.memory_limit_bytes // block if view.state.memory_limit_bytes else base.blocks
             for node, view in views.items()
@@ -386,12 +386,12 @@ class Coordinator:
             self._epoch = max(self._epoch, plan.epoch)
             log.info("preparing", epoch=plan.epoch, segments=[str(s) for s in plan.segments])
             await self._load_head(plan.dtype)
-            await changes.prepare(plan, clients, self._return_address, self._note_loaded)
+            exact = await changes.prepare(plan, clients, self._return_address, self._note_loaded)
             began = self._clock()
             if self._broken is None:
                 await self._pipeline.pause()
             await self._check_sessions(plan, clients)
-            await self._commit(plan, clients)
+            await self._commit(plan, clients, exact=exact)
             self._metrics.stall_seconds.observe(self._clock() - began)
             log.info("serving", epoch=plan.epoch)
             self._unswept = set(self._hosts)
@@ -413,18 +413,18 @@ class Coordinator:
     def _note_loaded(self, node: str, done: int, total: int) -> None:
         self._loaded[node] = (done, total)
 
-    async def _load_head(self, dtype: str) -> None:
+    async def _load_head(self, dtype: DTypeName) -> None:
         if dtype in self._heads:
             return
         loop = asyncio.get_running_loop()
         try:
-            embedder = await loop.run_in_executor(None, Embedder, self._model, dtype)
+            embedder = await loop.run_in_executor(None, Embedder, self._model, activation_of(dtype))
             head = await loop.run_in_executor(None, self._engine.load_head, self._model, dtype)
         except (EngineError, StoreError) as error:
             raise ChangeFailed(f"entry: {error}", refused=True) from error
         self._heads[dtype] = (embedder, head)
 
-    async def _commit(self, plan: Plan, clients: Mapping[str, HostClient]) -> None:
+    async def _commit(self, plan: Plan, clients: Mapping[str, HostClient], *, exact: bool) -> None:
         """Switch all hosts, then the entry. From here on a failure is a broken chain."""
         self._early = None
         self._returns.expect(plan.epoch, len(plan.segments))
@@ -445,7 +445,7 @@ class Coordinator:
         self._mended()
         embedder, head = self._heads[plan.dtype]
         self._heads = {plan.dtype: (embedder, head)}
-        self._pipeline.switch(plan, link, embedder, head)
+        self._pipeline.switch(plan, link, embedder, head, replay_singly=exact)
 
     def _defect(self, epoch: int) -> str | None:
         """What is known already to be broken in a chain that was just committed."""

@@ -43,15 +43,16 @@ def frame_of(batch: MicroBatch, plan: Plan, embedder: Embedder) -> pb.Frame:
             count=piece.count,
             keep=piece.keep,
             capacity=piece.capacity,
+            decode=piece.decode,
         )
-    put_array(frame, np.concatenate(rows) if len(rows) > 1 else rows[0], plan.dtype)
+    put_array(frame, np.concatenate(rows) if len(rows) > 1 else rows[0], plan.activation)
     return frame
 
 
 def release_frame(step: int, released: Sequence[int], plan: Plan, embedder: Embedder) -> pb.Frame:
     """A frame that only frees KV: no rows."""
     frame = pb.Frame(epoch=plan.epoch, step=step, hop=0, released=released)
-    put_array(frame, embedder.embed((), 0), plan.dtype)
+    put_array(frame, embedder.embed((), 0), plan.activation)
     return frame
 
 
@@ -60,14 +61,14 @@ def check_return(frame: pb.Frame, batch: MicroBatch, plan: Plan, hidden_size: in
     expected = Expectation(
         epoch=plan.epoch,
         hop=len(plan.segments),
-        dtype=plan.dtype,
+        dtype=plan.activation,
         hidden_size=hidden_size,
         kv_budget_tokens=plan.kv_budget_tokens,
         max_context_tokens=plan.max_context_tokens,
     )
     check_envelope(frame, expected)
-    sent = [(p.session, p.position, p.count, p.keep) for p in batch.slices]
-    came = [(p.session, p.position, p.count, p.keep) for p in frame.sessions]
+    sent = [(p.session, p.position, p.count, p.keep, p.decode) for p in batch.slices]
+    came = [(p.session, p.position, p.count, p.keep, p.decode) for p in frame.sessions]
     if sent != came:
         raise FrameError(
             pb.BAD_FRAME, "sessions", f"step {frame.step} came back with others than it was sent with"

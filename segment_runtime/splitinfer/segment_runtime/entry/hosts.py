@@ -69,19 +69,22 @@ class HostClient:
         async with self._asking():
             return await self._stub.Describe(pb.DescribeRequest(), timeout=timeout_seconds)
 
-    async def prepare(self, request: pb.PrepareRequest, progress: Callable[[int, int], None]) -> None:
+    async def prepare(
+        self, request: pb.PrepareRequest, progress: Callable[[int, int], None]
+    ) -> Sequence[pb.Identity]:
         """Have the host load what ``request`` names; ``progress(loaded, total)`` in bytes. Raises HostError.
 
-        Without a deadline: a load takes as long as its disk needs. A host that dies meanwhile breaks the
+        Gives what computes each range. Without a deadline: a load takes as long as its disk needs. A host that dies meanwhile breaks the
         connection, one that hangs fails its keepalive.
         """
-        ready = False
+        ready, identities = False, list[pb.Identity]()
         async with self._asking():
             async for update in self._stub.Prepare(request):
                 progress(update.loaded_bytes, update.total_bytes)
-                ready = update.ready
+                ready, identities = update.ready, list(update.identities)
         if not ready:
             raise HostError(self.node, "prepare ended before it was ready", answered=False)
+        return identities
 
     async def commit(self, epoch: int, timeout_seconds: float) -> tuple[int, ...]:
         """Switch the host to ``epoch``; gives the epochs that it still holds. Raises HostError."""

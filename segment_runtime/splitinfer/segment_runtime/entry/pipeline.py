@@ -259,8 +259,18 @@ class Pipeline:
             self._later(chain.link.close())
         self._gauges()
 
-    def switch(self, plan: Plan, link: FrameLink, embedder: Embedder, head: LoadedHead) -> None:
+    def switch(
+        self,
+        plan: Plan,
+        link: FrameLink,
+        embedder: Embedder,
+        head: LoadedHead,
+        *,
+        replay_singly: bool = False,
+    ) -> None:
         """Serve ``plan`` from now on; live sessions are replayed through it.
+
+        ``replay_singly``: their generated tokens one by one, because that gives them the bits they had.
 
         Without an await: a loss of the new chain is reported either before (and seen by the coordinator) or
         after (and seen here), never in between.
@@ -277,6 +287,7 @@ class Pipeline:
                 self._settings.scheduler,
                 kv_budget_tokens=plan.kv_budget_tokens,
                 max_in_flight=self._settings.micro_batches or len(plan.segments),
+                replay_singly=replay_singly,
             )
         )
         for session in unfit:

@@ -37,6 +37,8 @@ class Limits:
         prefill_chunk: tokens of one prefill chunk when nothing decodes.
         mixed_prefill_chunk: prefill tokens in a step that decodes as well; bounds how long a prompt delays others.
         max_waiting: sessions that may wait for room.
+        replay_singly: a replay feeds generated tokens one by one, as they first came: with an engine that is exact
+            this repeats their bits, and the sessions that are replayed share each step.
     """
 
     kv_budget_tokens: int
@@ -46,6 +48,7 @@ class Limits:
     prefill_chunk: int = 512
     mixed_prefill_chunk: int = 128
     max_waiting: int = 64
+    replay_singly: bool = False
 
 
 @dataclass(slots=True)
@@ -74,6 +77,11 @@ class Session:
         """Only the newest token is missing, and it is not the prompt's."""
         return self.pending == 1 and len(self.tokens) > self.prompt_tokens
 
+    @property
+    def generated(self) -> bool:
+        """The next token to feed was generated."""
+        return self.position >= self.prompt_tokens and self.pending > 0
+
 
 @dataclass(frozen=True, slots=True)
 class Slice:
@@ -84,6 +92,8 @@ class Slice:
     tokens: tuple[int, ...]
     keep: int
     capacity: int
+    decode: bool = False
+    """A generated token in a step of its own."""
 
     @property
     def count(self) -> int:
@@ -174,7 +184,7 @@ class Scheduler:
         ready = [session for session in self.running.values() if not session.step and session.pending]
         if not ready:
             return None
-        decoders = sum(session.decoding for session in self.running.values())
+        decoders = sum(self._decodes(session) for session in self.running.values())
         budget = self.limits.mixed_prefill_chunk if decoders else self.limits.prefill_chunk
         if ready[0].alone:
             slices = [self._slice(ready[0], budget)]
@@ -195,8 +205,8 @@ class Scheduler:
 
     def _group(self, ready: Sequence[Session], decoders: int, budget: int) -> list[Slice]:
         """Decoding sessions first, then chunks of prompts. Empty: wait for what is in flight."""
-        decoding = [session for session in ready if session.decoding]
-        prefill = [session for session in ready if not session.decoding]
+        decoding = [session for session in ready if self._decodes(session)]
+        prefill = [session for session in ready if not self._decodes(session)]
         target = min(self.limits.max_sessions, self._share(decoders))
         if not prefill and len(decoding) < target and self.in_flight:
             # The rest of this group is still on its way: going now would split it for good.
@@ -204,7 +214,7 @@ class Scheduler:
         if prefill and target == self.limits.max_sessions:
             # One place is the prompts': a full house of decoders must not keep them out until one ends. Where
             # there is only one place, it goes to who waited longest.
-            target = target - 1 if target > 1 else int(ready[0].decoding)
+            target = target - 1 if target > 1 else int(self._decodes(ready[0]))
         slices = [self._slice(session, 1) for session in decoding[:target]]
         for session in prefill:
             if budget <= 0 or len(slices) >= self.limits.max_sessions:
@@ -214,12 +224,17 @@ class Scheduler:
             slices.append(piece)
         return slices
 
+    def _decodes(self, session: Session) -> bool:
+        """The session's next rows are one generated token in a step of its own."""
+        return session.generated if self.limits.replay_singly else session.decoding
+
     def _share(self, decoders: int) -> int:
         groups = max(1, min(self.limits.max_in_flight, decoders // max(1, self.limits.min_sessions)))
         return max(1, -(-decoders // groups))
 
     def _slice(self, session: Session, budget: int) -> Slice:
-        count = min(session.pending, budget)
+        decode = self._decodes(session)
+        count = 1 if decode else min(session.pending, budget)
         if session.position < session.prompt_tokens:
             # A chunk ends where the prompt ends, also in a replay: the prompt's KV then has the bits it had.
             count = min(count, session.prompt_tokens - session.position)
@@ -230,6 +245,7 @@ class Scheduler:
             tokens=tuple(session.tokens[session.position : session.position + count]),
             keep=1 if last else 0,
             capacity=session.capacity,
+            decode=decode,
         )
 
     def _release(self, session: int) -> None:

@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--metrics-port", type=int, default=0, help="port of /metrics; 0 takes a free one")
     p.add_argument("--store", type=Path, help="folder of the model store")
-    p.add_argument("--engine", default="torch", help="compute engine")
+    p.add_argument("--engine", default="auto", help="auto, onnx or torch")
     p.add_argument("--device", default="cpu", help="cpu, or cuda[:N]")
     p.add_argument("--threads", type=int, help="compute threads; default: the CPUs this process may use")
     p.add_argument("--memory-limit-bytes", type=int, default=0, help="weights and KV together; 0: no limit")

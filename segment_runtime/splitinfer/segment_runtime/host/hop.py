@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import structlog
 
-from splitinfer.segment_runtime.engine.interrupt import Interrupt
 from splitinfer.segment_runtime.engine.port import Array, LoadedRange, StepInterrupted
 from splitinfer.segment_runtime.proto import runtime_pb2 as pb
 from splitinfer.segment_runtime.wire import (
@@ -75,7 +74,9 @@ class Hop:
     last_step: int = 0
     forgotten: set[int] = field(default_factory=set)
     """Sessions that the entry gave up, until the frame comes that releases them."""
-    _step: tuple[frozenset[int], Interrupt] = field(default_factory=lambda: (frozenset(), Interrupt()))
+    _step: tuple[frozenset[int], threading.Event] = field(
+        default_factory=lambda: (frozenset(), threading.Event())
+    )
     """Sessions of the step under way, and what ends it."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     """Guards the sessions: which are open, forgotten, in the step."""
@@ -136,15 +137,15 @@ class Hop:
         capacity = self.capacities.get(session)
         return None if capacity is None else OpenSession(self.loaded.length(session), capacity)
 
-    def _begin(self, slices: tuple[CheckedSlice, ...]) -> Interrupt:
-        interrupt = Interrupt()
+    def _begin(self, slices: tuple[CheckedSlice, ...]) -> threading.Event:
+        interrupt = threading.Event()
         self._step = (frozenset(piece.rows.session for piece in slices), interrupt)
         return interrupt
 
     def _end(self) -> None:
         """No step is under way; what was forgotten in it is freed."""
         with self._lock:
-            self._step = (frozenset(), Interrupt())
+            self._step = (frozenset(), threading.Event())
             self._free(self.forgotten & self.capacities.keys())
 
     def forget(self, sessions: Iterable[int]) -> None:
@@ -156,7 +157,7 @@ class Hop:
                 interrupt.set()
             self._free((self.forgotten & self.capacities.keys()) - running)
 
-    def _run(self, slices: tuple[CheckedSlice, ...], hidden: Array, interrupt: Interrupt) -> Array:
+    def _run(self, slices: tuple[CheckedSlice, ...], hidden: Array, interrupt: threading.Event) -> Array:
         """Open what begins, then one step of the engine: ``[rows, hidden]`` in and out."""
         for piece in slices:
             if piece.opens:

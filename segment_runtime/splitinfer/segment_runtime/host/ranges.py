@@ -17,11 +17,12 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from splitinfer.segment_runtime.engine.port import Engine
+from splitinfer.optimizer.plan import DTypeName, activation_of, weight_bytes
+from splitinfer.segment_runtime.engine.port import Engine, Identity
 from splitinfer.segment_runtime.host.hop import Hop
 from splitinfer.segment_runtime.proto import runtime_pb2 as pb
 from splitinfer.segment_runtime.store.reader import ModelStore, StoredModel
-from splitinfer.segment_runtime.wire import DTYPE_NAMES, DTYPES, Expectation
+from splitinfer.segment_runtime.wire import DTYPES, WEIGHT_DTYPE_NAMES, Expectation
 
 
 class PrepareError(Exception):
@@ -129,13 +130,12 @@ class HostRanges:
         self,
         request: pb.PrepareRequest,
         model: StoredModel,
-        dtype: str,
+        dtype: DTypeName,
         hops: dict[int, Hop],
         progress: Callable[[int, int], None],
     ) -> None:
-        itemsize = DTYPES[dtype][1].itemsize
         total = sum(
-            model.index.block_weight_bytes(b, itemsize)
+            weight_bytes(model.index.block_values(b), dtype)
             for r in request.ranges
             for b in range(r.start, r.stop)
         )
@@ -145,14 +145,14 @@ class HostRanges:
 
             def note(done: int, before: int = loaded_bytes) -> None:
                 self._check_wanted(request.epoch)
-                progress(before + done, total)
+                progress(min(before + done, total), total)  # a total of few bits is close, not exact
 
             loaded = self.engine.load_range(model, spec.start, spec.stop, dtype, note)
             hops[spec.hop] = Hop(
                 expected=Expectation(
                     epoch=request.epoch,
                     hop=spec.hop,
-                    dtype=dtype,
+                    dtype=activation_of(dtype),
                     hidden_size=model.index.hidden_size,
                     kv_budget_tokens=request.kv_budget_tokens,
                     max_context_tokens=request.max_context_tokens,
@@ -188,9 +188,9 @@ class HostRanges:
             self._models[request.model_digest] = model
         return model
 
-    def _check(self, request: pb.PrepareRequest, model: StoredModel) -> str:
+    def _check(self, request: pb.PrepareRequest, model: StoredModel) -> DTypeName:
         """Ranges, dtype and memory, before anything is loaded. Returns the dtype's name."""
-        dtype = DTYPE_NAMES.get(request.dtype)
+        dtype = WEIGHT_DTYPE_NAMES.get(request.dtype)
         if dtype is None:
             raise PrepareError("dtype", f"{request.dtype} is not a dtype")
         if not request.ranges:
@@ -217,14 +217,14 @@ class HostRanges:
             self._check_memory(request, model, dtype)
         return dtype
 
-    def _check_memory(self, request: pb.PrepareRequest, model: StoredModel, dtype: str) -> None:
+    def _check_memory(self, request: pb.PrepareRequest, model: StoredModel, dtype: DTypeName) -> None:
         """The union of the weights of all epochs, and the KV of the larger: the older is freed at commit."""
         needed = _blocks(request, model, dtype)
         with self._lock:
             kv_now = max((epoch.budget_bytes for epoch in self._epochs.values()), default=0)
             for epoch in self._epochs.values():
                 needed |= epoch.blocks
-        per_token = model.index.kv_bytes_per_token(DTYPES[dtype][1].itemsize)
+        per_token = model.index.kv_bytes_per_token(DTYPES[activation_of(dtype)][1].itemsize)
         rows = sum(spec.stop - spec.start for spec in request.ranges)
         kv = max(kv_now, rows * per_token * request.kv_budget_tokens)
         weights = sum(needed.values())
@@ -305,10 +305,21 @@ class HostRanges:
                 kv_bytes=hop.loaded.kv_bytes,
                 kv_budget_bytes=hop.loaded.kv_bytes_per_token * hop.expected.kv_budget_tokens,
                 sessions=len(hop.capacities),
+                identity=identity_message(hop.loaded.identity),
             )
             for epoch in self.epochs
             for number, hop in sorted(epoch.hops.items())
         ]
+
+
+def identity_message(identity: Identity) -> pb.Identity:
+    """What an engine is, on the wire."""
+    return pb.Identity(
+        engine=identity.engine,
+        version=identity.version,
+        instruction_set=identity.instruction_set,
+        exact=identity.exact,
+    )
 
 
 def _let_go(error: BaseException | None) -> None:
@@ -322,7 +333,10 @@ def _let_go(error: BaseException | None) -> None:
         error = error.__context__
 
 
-def _blocks(request: pb.PrepareRequest, model: StoredModel, dtype: str) -> dict[tuple[str, str, int], int]:
-    itemsize = DTYPES[dtype][1].itemsize
+def _blocks(
+    request: pb.PrepareRequest, model: StoredModel, dtype: DTypeName
+) -> dict[tuple[str, str, int], int]:
     wanted = {block for spec in request.ranges for block in range(spec.start, spec.stop)}
-    return {(model.digest, dtype, b): model.index.block_weight_bytes(b, itemsize) for b in sorted(wanted)}
+    return {
+        (model.digest, dtype, b): weight_bytes(model.index.block_values(b), dtype) for b in sorted(wanted)
+    }

@@ -11,7 +11,7 @@ import structlog
 
 from splitinfer.segment_runtime.channel import LinkError
 from splitinfer.segment_runtime.engine.port import EngineError
-from splitinfer.segment_runtime.host.ranges import HostRanges, PrepareError
+from splitinfer.segment_runtime.host.ranges import HostRanges, PrepareError, identity_message
 from splitinfer.segment_runtime.host.streams import HopStreams
 from splitinfer.segment_runtime.proto import runtime_pb2 as pb
 from splitinfer.segment_runtime.proto import runtime_pb2_grpc as rpc
@@ -52,6 +52,7 @@ class ControlService(rpc.HostControlServicer):
             ranges=self._ranges.states(),
             draining=self._streams.draining,
             fence=self._ranges.fence,
+            identity=identity_message(engine.identity),
         )
 
     async def Prepare(  # noqa: N802
@@ -92,8 +93,10 @@ class ControlService(rpc.HostControlServicer):
             await context.abort(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {error}")
         total = sum(hop.loaded.weight_bytes for hop in prepared.hops.values())
         ranges = [f"{r.start}:{r.stop}" for r in request.ranges]
-        log.info("prepared", epoch=request.epoch, bytes=total, ranges=ranges)
-        yield pb.PrepareProgress(loaded_bytes=total, total_bytes=total, ready=True)
+        engines = sorted({hop.loaded.identity.engine for hop in prepared.hops.values()})
+        log.info("prepared", epoch=request.epoch, bytes=total, ranges=ranges, engines=engines)
+        identities = [identity_message(prepared.hops[r.hop].loaded.identity) for r in request.ranges]
+        yield pb.PrepareProgress(loaded_bytes=total, total_bytes=total, ready=True, identities=identities)
 
     async def Commit(self, request: pb.EpochRequest, context: EpochContext) -> pb.EpochReply:  # noqa: N802
         """Connect the hops of a prepared epoch to their next hops; older epochs lose their sessions."""

@@ -29,6 +29,9 @@ class _DTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DType.ValueType
     FLOAT32: _DType.ValueType  # 1
     BFLOAT16: _DType.ValueType  # 2
     FLOAT16: _DType.ValueType  # 3
+    INT8: _DType.ValueType  # 4
+    """Of weights only: with these, frames carry FLOAT32."""
+    INT4: _DType.ValueType  # 5
 
 class DType(_DType, metaclass=_DTypeEnumTypeWrapper): ...
 
@@ -36,6 +39,9 @@ DTYPE_UNSPECIFIED: DType.ValueType  # 0
 FLOAT32: DType.ValueType  # 1
 BFLOAT16: DType.ValueType  # 2
 FLOAT16: DType.ValueType  # 3
+INT8: DType.ValueType  # 4
+"""Of weights only: with these, frames carry FLOAT32."""
+INT4: DType.ValueType  # 5
 Global___DType: _TypeAlias = DType  # noqa: Y015
 
 class _ErrorCode:
@@ -90,6 +96,7 @@ class SessionSlice(_message.Message):
     COUNT_FIELD_NUMBER: _builtins.int
     KEEP_FIELD_NUMBER: _builtins.int
     CAPACITY_FIELD_NUMBER: _builtins.int
+    DECODE_FIELD_NUMBER: _builtins.int
     session: _builtins.int
     position: _builtins.int
     """Tokens of this session already in the KV cache before this step; also the first row's position."""
@@ -99,6 +106,8 @@ class SessionSlice(_message.Message):
     """Trailing rows that the entry wants back (0 for a prefill chunk that is not the last)."""
     capacity: _builtins.int
     """KV tokens reserved for the session's whole life; the same in every frame of the session."""
+    decode: _builtins.bool
+    """The row is a generated token in a step of its own (count is 1), not a chunk that happens to have one row."""
     def __init__(
         self,
         *,
@@ -107,10 +116,11 @@ class SessionSlice(_message.Message):
         count: _builtins.int = ...,
         keep: _builtins.int = ...,
         capacity: _builtins.int = ...,
+        decode: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "count", b"count", "keep", b"keep", "position", b"position", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "count", b"count", "decode", b"decode", "keep", b"keep", "position", b"position", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -368,25 +378,62 @@ class PrepareRequest(_message.Message):
 Global___PrepareRequest: _TypeAlias = PrepareRequest  # noqa: Y015
 
 @_typing.final
+class Identity(_message.Message):
+    """What the bits of a result depend on besides weights and inputs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENGINE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    INSTRUCTION_SET_FIELD_NUMBER: _builtins.int
+    EXACT_FIELD_NUMBER: _builtins.int
+    engine: _builtins.str
+    version: _builtins.str
+    instruction_set: _builtins.str
+    exact: _builtins.bool
+    """The same bits for every batch and chunking, and for a replay that feeds generated tokens one by one."""
+    def __init__(
+        self,
+        *,
+        engine: _builtins.str = ...,
+        version: _builtins.str = ...,
+        instruction_set: _builtins.str = ...,
+        exact: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "exact", b"exact", "instruction_set", b"instruction_set", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Identity: _TypeAlias = Identity  # noqa: Y015
+
+@_typing.final
 class PrepareProgress(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     LOADED_BYTES_FIELD_NUMBER: _builtins.int
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
     READY_FIELD_NUMBER: _builtins.int
+    IDENTITIES_FIELD_NUMBER: _builtins.int
     loaded_bytes: _builtins.int
     total_bytes: _builtins.int
     ready: _builtins.bool
+    @_builtins.property
+    def identities(self) -> _containers.RepeatedCompositeFieldContainer[Global___Identity]:
+        """With ready: one per range, in the order of the request."""
+
     def __init__(
         self,
         *,
         loaded_bytes: _builtins.int = ...,
         total_bytes: _builtins.int = ...,
         ready: _builtins.bool = ...,
+        identities: _abc.Iterable[Global___Identity] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["loaded_bytes", b"loaded_bytes", "ready", b"ready", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identities", b"identities", "loaded_bytes", b"loaded_bytes", "ready", b"ready", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -498,6 +545,7 @@ class RangeState(_message.Message):
     KV_BYTES_FIELD_NUMBER: _builtins.int
     KV_BUDGET_BYTES_FIELD_NUMBER: _builtins.int
     SESSIONS_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     hop: _builtins.int
     start: _builtins.int
@@ -506,6 +554,8 @@ class RangeState(_message.Message):
     kv_bytes: _builtins.int
     kv_budget_bytes: _builtins.int
     sessions: _builtins.int
+    @_builtins.property
+    def identity(self) -> Global___Identity: ...
     def __init__(
         self,
         *,
@@ -517,10 +567,11 @@ class RangeState(_message.Message):
         kv_bytes: _builtins.int = ...,
         kv_budget_bytes: _builtins.int = ...,
         sessions: _builtins.int = ...,
+        identity: Global___Identity | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "hop", b"hop", "kv_budget_bytes", b"kv_budget_bytes", "kv_bytes", b"kv_bytes", "sessions", b"sessions", "start", b"start", "stop", b"stop", "weight_bytes", b"weight_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "hop", b"hop", "identity", b"identity", "kv_budget_bytes", b"kv_budget_bytes", "kv_bytes", b"kv_bytes", "sessions", b"sessions", "start", b"start", "stop", b"stop", "weight_bytes", b"weight_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -540,6 +591,7 @@ class HostState(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     THREADS_FIELD_NUMBER: _builtins.int
     FENCE_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     engine: _builtins.str
     device: _builtins.str
@@ -552,6 +604,8 @@ class HostState(_message.Message):
     """Newest epoch that this host was ever asked to prepare; a prepare must be newer."""
     @_builtins.property
     def ranges(self) -> _containers.RepeatedCompositeFieldContainer[Global___RangeState]: ...
+    @_builtins.property
+    def identity(self) -> Global___Identity: ...
     def __init__(
         self,
         *,
@@ -565,10 +619,11 @@ class HostState(_message.Message):
         draining: _builtins.bool = ...,
         threads: _builtins.int = ...,
         fence: _builtins.int = ...,
+        identity: Global___Identity | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "draining", b"draining", "engine", b"engine", "fence", b"fence", "memory_limit_bytes", b"memory_limit_bytes", "memory_used_bytes", b"memory_used_bytes", "node", b"node", "ranges", b"ranges", "threads", b"threads", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "draining", b"draining", "engine", b"engine", "fence", b"fence", "identity", b"identity", "memory_limit_bytes", b"memory_limit_bytes", "memory_used_bytes", b"memory_used_bytes", "node", b"node", "ranges", b"ranges", "threads", b"threads", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

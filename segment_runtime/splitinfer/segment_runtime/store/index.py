@@ -86,6 +86,10 @@ class ModelIndex(BaseModel):
         """Bytes of one block's weights once loaded with elements of ``dtype_bytes``."""
         return sum(prod(t.shape) * dtype_bytes for t in self.units[block_unit(block)].tensors.values())
 
+    def block_values(self, block: int) -> int:
+        """Weights of one block."""
+        return sum(prod(t.shape) for t in self.units[block_unit(block)].tensors.values())
+
     @property
     def weight_bytes(self) -> int:
         """Bytes of all unit files."""
