@@ -25,7 +25,7 @@ from splitinfer.segment_runtime.entry.generate import GenerationRequest, Samplin
 from splitinfer.segment_runtime.entry.metrics import PipelineMetrics
 from splitinfer.segment_runtime.entry.pipeline import Pipeline, Settings
 from splitinfer.segment_runtime.entry.returns import ReturnService
-from splitinfer.segment_runtime.entry.scheduler import Limits
+from splitinfer.segment_runtime.entry.sessions import Limits
 from splitinfer.segment_runtime.proto import runtime_pb2_grpc
 from splitinfer.segment_runtime.store.reader import StoredModel
 

@@ -12,7 +12,7 @@ from splitinfer.segment_runtime.channel import FrameLink
 from splitinfer.segment_runtime.engine.port import Engine
 from splitinfer.segment_runtime.entry.generate import GenerationRequest, SamplingParams
 from splitinfer.segment_runtime.entry.pipeline import Pipeline
-from splitinfer.segment_runtime.entry.scheduler import Limits
+from splitinfer.segment_runtime.entry.sessions import Limits
 from splitinfer.segment_runtime.proto import runtime_pb2 as pb
 from tests.runtime.pipeline.conftest import CONTEXT
 from tests.support.models import Case

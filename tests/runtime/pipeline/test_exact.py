@@ -12,7 +12,7 @@ import pytest
 from splitinfer.segment_runtime.engine.factory import create_engine
 from splitinfer.segment_runtime.engine.port import Engine
 from splitinfer.segment_runtime.entry.generate import SamplingParams
-from splitinfer.segment_runtime.entry.scheduler import Limits
+from splitinfer.segment_runtime.entry.sessions import Limits
 from tests.support.fleet import Fleet, assert_no_leak
 from tests.support.models import Case, random_case
 from tests.support.pipelines import Entry, cut, plan_for, running_entry

@@ -10,7 +10,7 @@ from splitinfer.optimizer.plan import Plan
 from splitinfer.segment_runtime.engine.port import Engine
 from splitinfer.segment_runtime.entry.coordinator import PlanRejected
 from splitinfer.segment_runtime.entry.generate import GenerationRequest, SamplingParams, Saturated
-from splitinfer.segment_runtime.entry.scheduler import Limits
+from splitinfer.segment_runtime.entry.sessions import Limits
 from tests.support.models import Case
 from tests.support.pipelines import cut, plan_for, running_entry
 

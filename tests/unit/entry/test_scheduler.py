@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from splitinfer.segment_runtime.entry.scheduler import Limits, MicroBatch, QueueFull, Scheduler, Session
+from splitinfer.segment_runtime.entry.scheduler import QueueFull, Scheduler
+from splitinfer.segment_runtime.entry.sessions import Limits, MicroBatch, Session
 
 LIMITS = Limits(kv_budget_tokens=1000, max_in_flight=2, max_sessions=8, min_sessions=2, prefill_chunk=10)
 LIMITS = replace(LIMITS, mixed_prefill_chunk=4, max_waiting=2)

@@ -13,7 +13,8 @@ import hypothesis.strategies as st
 from hypothesis import note, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from splitinfer.segment_runtime.entry.scheduler import Limits, MicroBatch, QueueFull, Scheduler, Session
+from splitinfer.segment_runtime.entry.scheduler import QueueFull, Scheduler
+from splitinfer.segment_runtime.entry.sessions import Limits, MicroBatch, Session
 
 CONTEXT = 24
 

@@ -27,7 +27,7 @@ from splitinfer.segment_runtime.entry.coordinator import Coordinator
 from splitinfer.segment_runtime.entry.metrics import PipelineMetrics
 from splitinfer.segment_runtime.entry.pipeline import Pipeline, Settings
 from splitinfer.segment_runtime.entry.returns import ReturnService
-from splitinfer.segment_runtime.entry.scheduler import Limits
+from splitinfer.segment_runtime.entry.sessions import Limits
 from splitinfer.segment_runtime.process import (
     announce,
     configure_logging,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from splitinfer.optimizer.plan import Plan
 from splitinfer.segment_runtime.entry.embed import Embedder
-from splitinfer.segment_runtime.entry.scheduler import MicroBatch
+from splitinfer.segment_runtime.entry.sessions import MicroBatch
 from splitinfer.segment_runtime.proto import runtime_pb2 as pb
 from splitinfer.segment_runtime.wire import Expectation, FrameError, check_envelope, put_array
 

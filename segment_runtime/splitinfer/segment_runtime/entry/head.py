@@ -14,7 +14,7 @@ from splitinfer.segment_runtime.engine.port import LoadedHead
 from splitinfer.segment_runtime.entry.live import LiveRequest
 from splitinfer.segment_runtime.entry.metrics import PipelineMetrics
 from splitinfer.segment_runtime.entry.sampler import Sampled, SamplerError, sample
-from splitinfer.segment_runtime.entry.scheduler import Slice
+from splitinfer.segment_runtime.entry.sessions import Slice
 from splitinfer.segment_runtime.proto import runtime_pb2 as pb
 from splitinfer.segment_runtime.wire import array_of
 

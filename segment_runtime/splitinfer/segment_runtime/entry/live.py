@@ -12,7 +12,7 @@ from splitinfer.segment_runtime.entry.generate import (
     PipelineFailed,
     TokenEvent,
 )
-from splitinfer.segment_runtime.entry.scheduler import Session
+from splitinfer.segment_runtime.entry.sessions import Session
 
 
 class TokenStream(AsyncIterator[TokenEvent]):

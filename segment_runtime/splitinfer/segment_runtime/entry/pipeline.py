@@ -32,7 +32,8 @@ from splitinfer.segment_runtime.entry.live import LiveRequest, TokenStream
 from splitinfer.segment_runtime.entry.metrics import PipelineMetrics
 from splitinfer.segment_runtime.entry.observed import Observed
 from splitinfer.segment_runtime.entry.sampler import Sampled, SamplerError
-from splitinfer.segment_runtime.entry.scheduler import Limits, MicroBatch, QueueFull, Scheduler, Session
+from splitinfer.segment_runtime.entry.scheduler import QueueFull, Scheduler
+from splitinfer.segment_runtime.entry.sessions import Limits, MicroBatch, Session
 from splitinfer.segment_runtime.proto import runtime_pb2 as pb
 from splitinfer.segment_runtime.wire import MAX_FRAME_ROWS, FrameError
 
