@@ -271,7 +271,7 @@ async def test_past_the_recovery_deadline_requests_fail_and_new_ones_are_refused
 ) -> None:
     """PipelineFailed to who waits, NotReady to who comes; then a host is back and both are over."""
     async with running_entry(case.stored, engine=engine) as entry:
-        entry.coordinator.recovery_seconds = 1.0
+        entry.coordinator.breakage.recovery_seconds = 1.0
         await entry.serve(plan_for(case.stored, cut(case.stored, [], ["node-0"]), context=CONTEXT), hosts)
         stream = entry.pipeline.submit(twins[0].request)
         await anext(stream)

@@ -34,7 +34,7 @@ async def test_recoveries_without_a_step_slow_down_and_end_the_request(
         raise FrameError(pb.BAD_FRAME, "dims", "a defect of this test")
 
     async with running_entry(case.stored, engine=engine) as entry:
-        entry.coordinator.recovery_seconds = 4.0
+        entry.coordinator.breakage.recovery_seconds = 4.0
         first = plan_for(case.stored, cut(case.stored, [2], ["node-0", "node-1"]), context=96)
         await entry.serve(first, hosts)
         before = entry.pipeline.epoch
@@ -66,7 +66,7 @@ async def test_a_request_that_comes_after_the_deadline_has_one_of_its_own(
         raise FrameError(pb.BAD_FRAME, "dims", "a defect of this test")
 
     async with running_entry(case.stored, engine=engine) as entry:
-        entry.coordinator.recovery_seconds = 2.0
+        entry.coordinator.breakage.recovery_seconds = 2.0
         first = plan_for(case.stored, cut(case.stored, [2], ["node-0", "node-1"]), context=96)
         await entry.serve(first, hosts)
         monkeypatch.setattr(pipeline_module, "check_return", refuse)

@@ -90,7 +90,7 @@ async def test_weights_that_are_not_finite_are_named_and_nothing_stays_loaded(
             assert "block-003" in error
             assert "up_proj.weight" in error
             assert "not finite in float16" in error
-            views = await entry.coordinator.views()
+            views = await entry.coordinator.members.views()
             state = views["alone"].state
             assert state is not None
             assert (list(state.ranges), state.memory_used_bytes) == ([], 0)

@@ -8,7 +8,7 @@ import pytest
 
 from splitinfer.optimizer.plan import Plan
 from splitinfer.segment_runtime.engine.port import Engine
-from splitinfer.segment_runtime.entry.coordinator import PlanRejected
+from splitinfer.segment_runtime.entry.admission import PlanRejected
 from splitinfer.segment_runtime.entry.generate import GenerationRequest, SamplingParams, Saturated
 from splitinfer.segment_runtime.entry.sessions import Limits
 from tests.support.models import Case

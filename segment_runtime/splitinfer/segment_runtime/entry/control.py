@@ -12,7 +12,8 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from splitinfer.optimizer.plan import Plan, PlanError
-from splitinfer.segment_runtime.entry.coordinator import Coordinator, PlanRejected, StalePlan
+from splitinfer.segment_runtime.entry.admission import PlanRejected, StalePlan
+from splitinfer.segment_runtime.entry.coordinator import Coordinator
 from splitinfer.segment_runtime.entry.pipeline import Pipeline
 from splitinfer.segment_runtime.proto import runtime_pb2 as pb
 
@@ -105,7 +106,7 @@ async def status(coordinator: Coordinator, pipeline: Pipeline) -> dict[str, Any]
     running, waiting = pipeline.sessions()
     ttft, tpot = list(pipeline.recent_ttft), list(pipeline.recent_tpot)
     plan = pipeline.plan
-    views = await coordinator.views()
+    views = await coordinator.members.views()
     return {
         "state": coordinator.state,
         "ready": pipeline.ready(),

@@ -4,11 +4,6 @@ The first plan, a moved cut, a moved segment and a recovery are one path, `_chan
 any moment of it: the entry finishes or gives up alone. One task does all of it; what others call here only notes
 what is wanted and wakes that task (level-triggered). What to do is decided in `decide`, how it is done is in
 `changes`.
-
-Errors
-------
-PlanRejected              a plan that this entry cannot serve; `field` names why
-└── StalePlan             its epoch is not newer than what was seen
 """
 
 from __future__ import annotations
@@ -16,19 +11,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import structlog
 
 from splitinfer.optimizer.plan import DTypeName, Plan, PlanError, activation_of, weight_bytes
 from splitinfer.segment_runtime.engine.port import Engine, EngineError, LoadedHead
 from splitinfer.segment_runtime.entry import changes
+from splitinfer.segment_runtime.entry.admission import Live, check_plan
+from splitinfer.segment_runtime.entry.breakage import Breakage
 from splitinfer.segment_runtime.entry.changes import ChangeFailed
 from splitinfer.segment_runtime.entry.decide import Situation, after_failure, next_plan
 from splitinfer.segment_runtime.entry.embed import Embedder
-from splitinfer.segment_runtime.entry.hosts import HostClient, HostError
+from splitinfer.segment_runtime.entry.hosts import HostClient
+from splitinfer.segment_runtime.entry.members import Members
 from splitinfer.segment_runtime.entry.metrics import PipelineMetrics
 from splitinfer.segment_runtime.entry.pipeline import Pipeline
 from splitinfer.segment_runtime.entry.returns import ReturnService
@@ -44,27 +40,6 @@ LONGEST_RETRY_SECONDS = 10.0
 """How often a recovery looks again whether a host has come back: nobody may be there to say so."""
 SWEEP_SECONDS = 5.0
 """How often a host that did not answer a sweep is asked again; until then it may hold weights that nobody uses."""
-
-
-class PlanRejected(Exception):
-    """A plan that this entry cannot serve."""
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(f"{field}: {message}")
-        self.field = field
-        self.message = message
-
-
-class StalePlan(PlanRejected):
-    """Its epoch is not newer than what was seen."""
-
-
-@dataclass(frozen=True, slots=True)
-class HostView:
-    """A host as last seen."""
-
-    address: str
-    state: pb.HostState | None
 
 
 class Coordinator:
@@ -87,30 +62,21 @@ class Coordinator:
         self._returns = returns
         self._return_address = return_address
         self._metrics = metrics
-        self.recovery_seconds = recovery_seconds
         self._clock = clock
-        self._hosts: dict[str, HostClient] = {}
+        self.members = Members()
         self._heads: dict[str, tuple[Embedder, LoadedHead]] = {}
         self._target: Plan | None = None
         self._attempts = 0
         """How often the target broke at its commit."""
         self._epoch = 0
-        self._broken: str | None = None
-        self._recoveries = 0
-        """Recoveries that failed since the chain broke."""
-        self._deadline: asyncio.TimerHandle | None = None
-        self._at_switch = (0, 0)
-        """Steps started and completed when the chain was last switched."""
-        self._fruitless = 0
-        """Chains in a row that were committed, and broke before they completed a step."""
-        self._draining: set[str] = set()
-        self._unswept: set[str] = set()
+        self.breakage = Breakage(
+            lambda: (pipeline.steps_started, pipeline.steps_completed), recovery_seconds, self._give_up
+        )
         self._wake = asyncio.Event()
         self._loaded: dict[str, tuple[int, int]] = {}
         self._changing: Plan | None = None
         self._early: str | None = None
         """What broke in the chain that is being committed, before it serves."""
-        self._background: set[asyncio.Task[None]] = set()
         self.last_error: str | None = None
         self._failed = False
         pipeline.on_broken = self.broken
@@ -125,111 +91,56 @@ class Coordinator:
             PlanRejected: it does not fit the model, the hosts or the sessions that live.
             StalePlan: not newer than the epoch that was seen last.
         """
-        if plan.epoch <= self._epoch:
-            raise StalePlan(
-                "plan.epoch", f"{plan.epoch} is not newer than {self._epoch}; use {self._epoch + 1}"
-            )
-        index = self._model.index
-        if plan.model.digest != self._model.digest:
-            raise PlanRejected(
-                "plan.model.digest",
-                f"this entry serves {self._model.name} with digest {self._model.digest[:12]}...",
-            )
-        if plan.blocks != index.blocks:
-            raise PlanRejected("plan.blocks", f"{plan.blocks}, {self._model.name} has {index.blocks}")
-        if plan.max_context_tokens > index.max_context_tokens:
-            raise PlanRejected(
-                "plan.max_context_tokens",
-                f"{plan.max_context_tokens}, {self._model.name} was made for {index.max_context_tokens}",
-            )
-        if missing := [node for node in plan.nodes if node not in hosts]:
-            raise PlanRejected("hosts", f"no address for {', '.join(missing)}")
-        serving = self._pipeline.plan
-        if serving is not None and plan.dtype != serving.dtype and any(self._pipeline.sessions()):
-            raise PlanRejected(
-                "plan.dtype",
-                f"{plan.dtype}, but {sum(self._pipeline.sessions())} sessions live in {serving.dtype}, and would go on "
-                "with other tokens; wait for them to end",
-            )
-        largest = self._pipeline.largest_session_tokens
-        if plan.max_context_tokens < largest:
-            raise PlanRejected(
-                "plan.max_context_tokens",
-                f"{plan.max_context_tokens} is below a live session of {largest} tokens; wait for it to end",
-            )
+        live = Live(
+            self._pipeline.plan, sum(self._pipeline.sessions()), self._pipeline.largest_session_tokens
+        )
+        check_plan(plan, hosts, self._model, self._epoch, live)
         self.update_hosts(hosts)
         self._epoch = plan.epoch
         self._target, self._attempts = plan, 0
         self._limit_context()
-        if self._broken is None:
+        if self.breakage.reason is None:
             self._failed = False
         self._wake.set()
 
     def update_hosts(self, hosts: Mapping[str, str]) -> None:
         """New addresses of hosts; a host that restarted has another one."""
-        for node, address in hosts.items():
-            known = self._hosts.get(node)
-            if known is None or known.address != address:
-                self._hosts[node] = HostClient(node, address)
-                self._draining.discard(node)
-                if known is not None:
-                    self._later(known.close())  # calls that wait on it fail as HostError
+        self.members.update(hosts)
         self._wake.set()
 
     def broken(self, reason: str) -> None:
         """The chain is broken: stop at once, recover in `run`, and fail the requests if that takes too long."""
-        if self._broken is None:
+        # Further reports of the same break are no news, and must not cut short the pause before a retry.
+        if self.breakage.broke(reason):
             log.warning("pipeline broken", epoch=self._pipeline.epoch, reason=reason)
-            self._broken, self._recoveries = reason, 0
             self.last_error = reason
-            started, completed = self._since_switch()
-            if completed:
-                self._fruitless = 0
-            elif started and (self._fruitless or self._deadline is not None):
-                self._fruitless += 1
-            # A chain that broke again before its first step goes on under the deadline of the first break. When
-            # that has passed, whoever came since has one of its own.
-            if not self._fruitless or self._deadline is None:
-                self._cancel_deadline()
-                loop = asyncio.get_running_loop()
-                self._deadline = loop.call_later(self.recovery_seconds, self._give_up)
-            # Further reports of the same break are no news, and must not cut short the pause before a retry.
             self._wake.set()
         self._pipeline.halt()
 
     def _give_up(self) -> None:
         """The deadline: whoever waits learns that it was in vain. The recovery goes on."""
-        self._deadline = None
-        if self._broken is None and (not self._fruitless or self._since_switch()[1]):
-            return  # it serves
-        reason = f"the pipeline is broken ({self._broken}) and has not recovered: {self.last_error}"
-        if self._broken is None:
-            # Committed once more, and as little proven as those before: the requests end, new ones may try it.
-            self._pipeline.fail_all(reason)
-            return
-        self._failed = True
-        log.error("recovery deadline", reason=reason)
-        self._pipeline.refusing = reason
+        broken = self.breakage.reason
+        reason = f"the pipeline is broken ({broken}) and has not recovered: {self.last_error}"
+        if broken is not None:
+            self._failed = True
+            log.error("recovery deadline", reason=reason)
+            self._pipeline.refusing = reason
+        # Else it was committed once more, as little proven as those before: the requests end, new ones may try it.
         self._pipeline.fail_all(reason)
 
     def draining(self, node: str) -> None:
         """A host says that it is about to leave."""
-        if node not in self._draining:
-            log.info("host draining", node=node)
-            self._draining.add(node)
+        if self.members.leaves(node):
             self._wake.set()
 
     def _forget_session(self, session: int) -> None:
-        """Have the hosts that serve free a session now, also one that they are computing."""
-        plan = self._pipeline.plan
-        for node in plan.nodes if plan is not None else ():
-            if (client := self._hosts.get(node)) is not None:
-                self._later(changes.forget(client, self._pipeline.epoch, session))
+        if (plan := self._pipeline.plan) is not None:
+            self.members.forget(plan, session)
 
     async def close(self) -> None:
         """Close the connections to the hosts; they keep what they have."""
-        self._cancel_deadline()
-        await asyncio.gather(*(client.close() for client in self._hosts.values()), *self._background)
+        self.breakage.cancel()
+        await self.members.close()
 
     # --- what the status says ----------------------------------------------------------------------
 
@@ -238,7 +149,7 @@ class Coordinator:
         """``empty``, ``preparing``, ``serving``, ``recovering`` or ``failed``."""
         if self._failed:
             return "failed"
-        if self._broken is not None:
+        if self.breakage.reason is not None:
             return "recovering"
         if self._changing is not None or self._newer_target():
             return "preparing"
@@ -261,21 +172,6 @@ class Coordinator:
         loaded = self._loaded.values()
         return sum(done for done, _ in loaded), sum(total for _, total in loaded)
 
-    async def views(self) -> dict[str, HostView]:
-        """Every known host, asked now."""
-        clients = dict(self._hosts)
-        states = await asyncio.gather(*(self._state(client) for client in clients.values()))
-        return {
-            node: HostView(client.address, state)
-            for (node, client), state in zip(clients.items(), states, strict=True)
-        }
-
-    async def _state(self, client: HostClient) -> pb.HostState | None:
-        try:
-            return await client.describe(changes.DESCRIBE_SECONDS)
-        except HostError:
-            return None
-
     # --- the task --------------------------------------------------------------------------------------
 
     def _newer_target(self) -> Plan | None:
@@ -291,29 +187,30 @@ class Coordinator:
 
     def _leaving(self) -> set[str]:
         plan = self._pipeline.plan
-        return self._draining & set(plan.nodes) if plan else set()
+        return self.members.draining & set(plan.nodes) if plan else set()
 
     def _situation(self) -> Situation:
-        broken = self._broken is not None
+        broken = self.breakage.reason is not None
         return Situation(self._pipeline.plan, self._newer_target(), broken, bool(self._leaving()))
 
     async def run(self) -> None:
         """Serve what is wanted until cancelled."""
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(SWEEP_SECONDS if self._unswept else None):
+                async with asyncio.timeout(SWEEP_SECONDS if self.members.unswept else None):
                     await self._wake.wait()
             self._wake.clear()
             while self._situation().cause is not None:
                 await self._once()
-            if self._unswept and (serving := self._pipeline.plan) is not None:
-                waiting = {node: self._hosts[node] for node in self._unswept}
-                self._unswept = await changes.sweep(serving, waiting)
+            if self.members.unswept and (serving := self._pipeline.plan) is not None:
+                await self.members.sweep(serving)
 
     async def _once(self) -> None:
         """One change, or what follows from its failure."""
-        if self._fruitless:
-            await self._pause_for(min(RETRY_SECONDS * 2 ** (self._fruitless - 1), LONGEST_RETRY_SECONDS))
+        if self.breakage.fruitless:
+            await self._pause_for(
+                min(RETRY_SECONDS * 2 ** (self.breakage.fruitless - 1), LONGEST_RETRY_SECONDS)
+            )
         before = self._situation()
         plan: Plan | None = None
         try:
@@ -333,7 +230,7 @@ class Coordinator:
         """The plan to change to. Raises PlanError."""
         if now.cause == "request":
             return next_plan(now, {}, self._epoch + 1)
-        views = await self.views()
+        views = await self.members.views()
         base = now.serving or now.target
         assert base is not None, now
         index = self._model.index
@@ -353,10 +250,10 @@ class Coordinator:
             self._target = None
         self._limit_context()
         if not verdict.keep_leaving:
-            self._draining -= self._leaving()
+            self.members.draining -= self._leaving()
         self._failed = self._failed or verdict.failed
         if verdict.again:
-            self._recoveries += 1
+            self.breakage.recoveries += 1
             await self._pause_for(RETRY_SECONDS)
         elif not now.broken:
             self._pipeline.resume()
@@ -375,10 +272,14 @@ class Coordinator:
         self._loaded = {}
         self._limit_context()
         try:
-            clients = {node: self._hosts[node] for node in plan.nodes}
+            clients = self.members.clients(plan.nodes)
             # What is left of a broken epoch is worth keeping, because the repair shares most of its blocks. But it
             # takes room, so a repair that failed once does without.
-            keep = None if self._broken is not None and self._recoveries else self._pipeline.plan
+            keep = (
+                None
+                if self.breakage.reason is not None and self.breakage.recoveries
+                else self._pipeline.plan
+            )
             fenced = await changes.fence(plan, clients, keep)
             if self._target is plan:
                 self._target = fenced
@@ -388,13 +289,13 @@ class Coordinator:
             await self._load_head(plan.dtype)
             exact = await changes.prepare(plan, clients, self._return_address, self._note_loaded)
             began = self._clock()
-            if self._broken is None:
+            if self.breakage.reason is None:
                 await self._pipeline.pause()
             await self._check_sessions(plan, clients)
             await self._commit(plan, clients, exact=exact)
             self._metrics.stall_seconds.observe(self._clock() - began)
             log.info("serving", epoch=plan.epoch)
-            self._unswept = set(self._hosts)
+            self.members.to_sweep()
         finally:
             self._changing = None
             self._limit_context()
@@ -442,7 +343,8 @@ class Coordinator:
                 self.broken(f"commit of epoch {plan.epoch} failed: {error}")
             raise
         # No await from the check to here and on: what breaks later is reported for the epoch that serves.
-        self._mended()
+        self.breakage.mended()
+        self._failed = False
         embedder, head = self._heads[plan.dtype]
         self._heads = {plan.dtype: (embedder, head)}
         self._pipeline.switch(plan, link, embedder, head, replay_singly=exact)
@@ -452,21 +354,6 @@ class Coordinator:
         if self._early is None and not self._returns.is_open(epoch):
             return "the last hop closed the return stream"
         return self._early
-
-    def _mended(self) -> None:
-        self._broken, self._failed = None, False
-        # The deadline stays until a step has shown that the chain works, see `broken` and `_give_up`.
-        self._at_switch = (self._pipeline.steps_started, self._pipeline.steps_completed)
-
-    def _since_switch(self) -> tuple[int, int]:
-        """Steps started and completed in the chain that was switched to last."""
-        started, completed = self._at_switch
-        return self._pipeline.steps_started - started, self._pipeline.steps_completed - completed
-
-    def _cancel_deadline(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
 
     def _on_error(self, error: pb.StreamError) -> None:
         if error.code == pb.DRAINING:
@@ -480,8 +367,3 @@ class Coordinator:
             self.broken(reason)
         else:
             self._early = reason
-
-    def _later(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)

@@ -4,10 +4,6 @@ No socket and no clock. Three threads meet here: prepare runs on the loader's, c
 thread (as the steps do, so that no range goes away under one), and the loop reads. One lock guards the table of
 epochs; what is in a `Hop` belongs to the compute thread, and others only read single values of it, or have it forget
 sessions, for which it has a lock of its own.
-
-Errors
-------
-PrepareError              a request that is refused; `field` names what in it cannot be met
 """
 
 from __future__ import annotations
@@ -20,18 +16,17 @@ from dataclasses import dataclass
 from splitinfer.optimizer.plan import DTypeName, activation_of, weight_bytes
 from splitinfer.segment_runtime.engine.port import Engine, Identity
 from splitinfer.segment_runtime.host.hop import Hop
+from splitinfer.segment_runtime.host.requests import (
+    BlockKey,
+    Held,
+    PrepareError,
+    blocks_of,
+    check_memory,
+    check_request,
+)
 from splitinfer.segment_runtime.proto import runtime_pb2 as pb
 from splitinfer.segment_runtime.store.reader import ModelStore, StoredModel
-from splitinfer.segment_runtime.wire import DTYPES, WEIGHT_DTYPE_NAMES, Expectation
-
-
-class PrepareError(Exception):
-    """A request that is refused, before anything is loaded or after what was loaded is dropped again."""
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(f"{field}: {message}")
-        self.field = field
-        self.message = message
+from splitinfer.segment_runtime.wire import Expectation
 
 
 @dataclass(slots=True)
@@ -46,7 +41,7 @@ class HostEpoch:
     epoch: int
     digest: str
     hops: dict[int, Hop]
-    blocks: dict[tuple[str, str, int], int]
+    blocks: dict[BlockKey, int]
     budget_bytes: int
     committed: bool = False
 
@@ -109,10 +104,12 @@ class HostRanges:
         hops: dict[int, Hop] = {}
         try:
             model = self._open_model(request)
-            dtype = self._check(request, model)
+            dtype = check_request(request, model)
+            if self.memory_limit_bytes:
+                check_memory(request, model, dtype, self._held(), self.memory_limit_bytes, self.node)
             self._load(request, model, dtype, hops, progress)
             budget = sum(hop.loaded.kv_bytes_per_token for hop in hops.values()) * request.kv_budget_tokens
-            prepared = HostEpoch(epoch, request.plan_digest, hops, _blocks(request, model, dtype), budget)
+            prepared = HostEpoch(epoch, request.plan_digest, hops, blocks_of(request, model, dtype), budget)
             with self._lock:
                 self._check_wanted(epoch)
                 self._epochs[epoch] = prepared
@@ -188,52 +185,11 @@ class HostRanges:
             self._models[request.model_digest] = model
         return model
 
-    def _check(self, request: pb.PrepareRequest, model: StoredModel) -> DTypeName:
-        """Ranges, dtype and memory, before anything is loaded. Returns the dtype's name."""
-        dtype = WEIGHT_DTYPE_NAMES.get(request.dtype)
-        if dtype is None:
-            raise PrepareError("dtype", f"{request.dtype} is not a dtype")
-        if not request.ranges:
-            raise PrepareError("ranges", "a host of the plan has at least one range")
-        if not 0 < request.max_context_tokens <= request.kv_budget_tokens:
-            raise PrepareError(
-                "max_context_tokens",
-                f"{request.max_context_tokens} must be at least 1 and at most kv_budget_tokens, "
-                f"{request.kv_budget_tokens}",
-            )
-        blocks = model.index.blocks
-        for i, spec in enumerate(request.ranges):
-            if not spec.start < spec.stop <= blocks:
-                raise PrepareError(
-                    f"ranges[{i}]", f"[{spec.start}:{spec.stop}) is not within the {blocks} blocks"
-                )
-            if spec.hop >= request.hops:
-                raise PrepareError(f"ranges[{i}].hop", f"{spec.hop}, the plan has {request.hops} hops")
-            if not spec.next:
-                raise PrepareError(f"ranges[{i}].next", "the address of the next hop is missing")
-        if len({spec.hop for spec in request.ranges}) != len(request.ranges):
-            raise PrepareError("ranges", "a hop stands twice")
-        if self.memory_limit_bytes:
-            self._check_memory(request, model, dtype)
-        return dtype
-
-    def _check_memory(self, request: pb.PrepareRequest, model: StoredModel, dtype: DTypeName) -> None:
-        """The union of the weights of all epochs, and the KV of the larger: the older is freed at commit."""
-        needed = _blocks(request, model, dtype)
+    def _held(self) -> Held:
         with self._lock:
-            kv_now = max((epoch.budget_bytes for epoch in self._epochs.values()), default=0)
-            for epoch in self._epochs.values():
-                needed |= epoch.blocks
-        per_token = model.index.kv_bytes_per_token(DTYPES[activation_of(dtype)][1].itemsize)
-        rows = sum(spec.stop - spec.start for spec in request.ranges)
-        kv = max(kv_now, rows * per_token * request.kv_budget_tokens)
-        weights = sum(needed.values())
-        if weights + kv > self.memory_limit_bytes:
-            raise PrepareError(
-                "ranges",
-                f"{self.node} would need {weights + kv} bytes ({weights} of weights for {len(needed)} blocks, {kv} "
-                f"of KV), its limit is {self.memory_limit_bytes}; give it fewer blocks, or lower kv_budget_tokens",
-            )
+            epochs = list(self._epochs.values())
+        blocks = {key: size for epoch in epochs for key, size in epoch.blocks.items()}
+        return Held(blocks, max((epoch.budget_bytes for epoch in epochs), default=0))
 
     # --- commit and release -----------------------------------------------------------------------
 
@@ -331,12 +287,3 @@ def _let_go(error: BaseException | None) -> None:
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__context__
-
-
-def _blocks(
-    request: pb.PrepareRequest, model: StoredModel, dtype: DTypeName
-) -> dict[tuple[str, str, int], int]:
-    wanted = {block for spec in request.ranges for block in range(spec.start, spec.stop)}
-    return {
-        (model.digest, dtype, b): weight_bytes(model.index.block_values(b), dtype) for b in sorted(wanted)
-    }

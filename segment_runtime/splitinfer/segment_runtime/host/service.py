@@ -11,7 +11,8 @@ import structlog
 
 from splitinfer.segment_runtime.channel import LinkError
 from splitinfer.segment_runtime.engine.port import EngineError
-from splitinfer.segment_runtime.host.ranges import HostRanges, PrepareError, identity_message
+from splitinfer.segment_runtime.host.ranges import HostRanges, identity_message
+from splitinfer.segment_runtime.host.requests import PrepareError
 from splitinfer.segment_runtime.host.streams import HopStreams
 from splitinfer.segment_runtime.proto import runtime_pb2 as pb
 from splitinfer.segment_runtime.proto import runtime_pb2_grpc as rpc
