@@ -23,9 +23,10 @@ from splitinfer.segment_runtime.engine.port import Engine
 from splitinfer.segment_runtime.entry.coordinator import Coordinator
 from splitinfer.segment_runtime.entry.generate import GenerationRequest, SamplingParams, TokenEvent
 from splitinfer.segment_runtime.entry.metrics import PipelineMetrics
-from splitinfer.segment_runtime.entry.pipeline import Pipeline, Settings
+from splitinfer.segment_runtime.entry.pipeline import Pipeline
 from splitinfer.segment_runtime.entry.returns import ReturnService
 from splitinfer.segment_runtime.entry.sessions import Limits
+from splitinfer.segment_runtime.entry.settings import Settings
 from splitinfer.segment_runtime.proto import runtime_pb2_grpc
 from splitinfer.segment_runtime.store.reader import StoredModel
 

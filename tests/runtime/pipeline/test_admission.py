@@ -96,7 +96,9 @@ async def test_a_dtype_does_not_change_under_a_session_that_came_meanwhile(
         first = await anext(stream)
         held.go.set()
         tokens = [first.token, *[event.token async for event in stream]]
-        await wait_for(entry, "plan.dtype: sessions began in float32 while bfloat16 was prepared")
+        await wait_for(
+            entry, "sessions came while it was prepared: plan.dtype: bfloat16, but 1 sessions live in float32"
+        )
         serving = entry.pipeline.plan
         assert serving is not None
         assert (tokens, serving.dtype) == (expected, "float32")

@@ -33,7 +33,13 @@ async def assert_entry_is_empty(entry: Entry, tasks: int) -> None:
         while pipeline._scheduler.in_flight or len(asyncio.all_tasks()) > tasks:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     scheduler = pipeline._scheduler
-    left = (scheduler.running, scheduler.waiting, scheduler._released, pipeline._live, pipeline._sent)
+    left = (
+        scheduler.running,
+        scheduler.waiting,
+        scheduler._released,
+        pipeline._requests._live,
+        pipeline._sent,
+    )
     assert not any(left), left
 
 

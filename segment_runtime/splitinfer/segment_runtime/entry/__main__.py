@@ -25,9 +25,10 @@ from splitinfer.segment_runtime.engine.port import EngineError
 from splitinfer.segment_runtime.entry.control import control_app
 from splitinfer.segment_runtime.entry.coordinator import Coordinator
 from splitinfer.segment_runtime.entry.metrics import PipelineMetrics
-from splitinfer.segment_runtime.entry.pipeline import Pipeline, Settings
+from splitinfer.segment_runtime.entry.pipeline import Pipeline
 from splitinfer.segment_runtime.entry.returns import ReturnService
 from splitinfer.segment_runtime.entry.sessions import Limits
+from splitinfer.segment_runtime.entry.settings import Settings
 from splitinfer.segment_runtime.process import (
     announce,
     configure_logging,

@@ -67,6 +67,11 @@ def check_plan(plan: Plan, hosts: Mapping[str, str], model: StoredModel, newest:
         )
     if missing := [node for node in plan.nodes if node not in hosts]:
         raise PlanRejected("hosts", f"no address for {', '.join(missing)}")
+    check_sessions(plan, live)
+
+
+def check_sessions(plan: Plan, live: Live) -> None:
+    """Hold a plan against the sessions that live; again before its commit, for more may have begun. Raises PlanRejected."""
     if live.plan is not None and plan.dtype != live.plan.dtype and live.sessions:
         raise PlanRejected(
             "plan.dtype",

@@ -9,6 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+RETRY_SECONDS = 1.0
+LONGEST_RETRY_SECONDS = 10.0
+"""How often a recovery looks again whether a host has come back: nobody may be there to say so."""
+
 Steps = tuple[int, int]
 """Steps started and completed."""
 
@@ -63,6 +67,11 @@ class Breakage:
         """A chain was put together. The deadline stays until a step has shown that it works."""
         self.reason = None
         self._at_switch = self._steps()
+
+    @property
+    def pause_seconds(self) -> float:
+        """Before a repair, once repairs have been fruitless: twice as long each time."""
+        return min(RETRY_SECONDS * float(2 ** (self.fruitless - 1)), LONGEST_RETRY_SECONDS)
 
     def cancel(self) -> None:
         """Wait for no deadline any more."""

@@ -15,29 +15,24 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
-from splitinfer.optimizer.plan import DTypeName, Plan, PlanError, activation_of, weight_bytes
-from splitinfer.segment_runtime.engine.port import Engine, EngineError, LoadedHead
+from splitinfer.optimizer.plan import Plan, PlanError
+from splitinfer.segment_runtime.engine.port import Engine
 from splitinfer.segment_runtime.entry import changes
-from splitinfer.segment_runtime.entry.admission import Live, check_plan
-from splitinfer.segment_runtime.entry.breakage import Breakage
+from splitinfer.segment_runtime.entry.admission import Live, PlanRejected, check_plan, check_sessions
+from splitinfer.segment_runtime.entry.breakage import RETRY_SECONDS, Breakage
 from splitinfer.segment_runtime.entry.changes import ChangeFailed
-from splitinfer.segment_runtime.entry.decide import Situation, after_failure, next_plan
-from splitinfer.segment_runtime.entry.embed import Embedder
+from splitinfer.segment_runtime.entry.decide import Situation, after_failure, next_plan, room_for_blocks
+from splitinfer.segment_runtime.entry.heads import Heads
 from splitinfer.segment_runtime.entry.hosts import HostClient
+from splitinfer.segment_runtime.entry.joining import Joining
 from splitinfer.segment_runtime.entry.members import Members
 from splitinfer.segment_runtime.entry.metrics import PipelineMetrics
 from splitinfer.segment_runtime.entry.pipeline import Pipeline
 from splitinfer.segment_runtime.entry.returns import ReturnService
-from splitinfer.segment_runtime.proto import runtime_pb2 as pb
-from splitinfer.segment_runtime.store.errors import StoreError
 from splitinfer.segment_runtime.store.reader import StoredModel
-from splitinfer.segment_runtime.wire import DTYPES
 
 log = structlog.get_logger()
 
-RETRY_SECONDS = 1.0
-LONGEST_RETRY_SECONDS = 10.0
-"""How often a recovery looks again whether a host has come back: nobody may be there to say so."""
 SWEEP_SECONDS = 5.0
 """How often a host that did not answer a sweep is asked again; until then it may hold weights that nobody uses."""
 
@@ -57,14 +52,13 @@ class Coordinator:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._model = model
-        self._engine = engine
         self._pipeline = pipeline
-        self._returns = returns
         self._return_address = return_address
         self._metrics = metrics
         self._clock = clock
         self.members = Members()
-        self._heads: dict[str, tuple[Embedder, LoadedHead]] = {}
+        self._heads = Heads(model, engine)
+        self._joining = Joining(pipeline, returns, self.draining, self.broken)
         self._target: Plan | None = None
         self._attempts = 0
         """How often the target broke at its commit."""
@@ -75,8 +69,6 @@ class Coordinator:
         self._wake = asyncio.Event()
         self._loaded: dict[str, tuple[int, int]] = {}
         self._changing: Plan | None = None
-        self._early: str | None = None
-        """What broke in the chain that is being committed, before it serves."""
         self.last_error: str | None = None
         self._failed = False
         pipeline.on_broken = self.broken
@@ -91,10 +83,7 @@ class Coordinator:
             PlanRejected: it does not fit the model, the hosts or the sessions that live.
             StalePlan: not newer than the epoch that was seen last.
         """
-        live = Live(
-            self._pipeline.plan, sum(self._pipeline.sessions()), self._pipeline.largest_session_tokens
-        )
-        check_plan(plan, hosts, self._model, self._epoch, live)
+        check_plan(plan, hosts, self._model, self._epoch, self._live())
         self.update_hosts(hosts)
         self._epoch = plan.epoch
         self._target, self._attempts = plan, 0
@@ -180,10 +169,8 @@ class Coordinator:
 
     def _limit_context(self) -> None:
         """Requests must fit every plan that may serve next: the one that is prepared, and one that came meanwhile."""
-        coming = [
-            plan.max_context_tokens for plan in (self._changing, self._newer_target()) if plan is not None
-        ]
-        self._pipeline.next_context = min(coming, default=None)
+        coming = [plan for plan in (self._changing, self._newer_target()) if plan is not None]
+        self._pipeline.next_context = min((plan.max_context_tokens for plan in coming), default=None)
 
     def _leaving(self) -> set[str]:
         plan = self._pipeline.plan
@@ -208,9 +195,7 @@ class Coordinator:
     async def _once(self) -> None:
         """One change, or what follows from its failure."""
         if self.breakage.fruitless:
-            await self._pause_for(
-                min(RETRY_SECONDS * 2 ** (self.breakage.fruitless - 1), LONGEST_RETRY_SECONDS)
-            )
+            await self._pause_for(self.breakage.pause_seconds)
         before = self._situation()
         plan: Plan | None = None
         try:
@@ -233,14 +218,9 @@ class Coordinator:
         views = await self.members.views()
         base = now.serving or now.target
         assert base is not None, now
-        index = self._model.index
-        block = max(weight_bytes(index.block_values(b), base.dtype) for b in range(base.blocks))
-        block += index.kv_bytes_per_token(DTYPES[base.activation][1].itemsize) * base.kv_budget_tokens
-        room = {
-            node: view.state.memory_limit_bytes // block if view.state.memory_limit_bytes else base.blocks
-            for node, view in views.items()
-            if view.state is not None and not view.state.draining
-        }
+        states = {node: view.state for node, view in views.items() if view.state is not None}
+        limits = {node: state.memory_limit_bytes for node, state in states.items() if not state.draining}
+        room = room_for_blocks(base, self._model.index, limits)
         return next_plan(now, room, self._epoch + 1)
 
     async def _after_failure(self, tried: Plan | None, *, refused: bool) -> None:
@@ -275,23 +255,24 @@ class Coordinator:
             clients = self.members.clients(plan.nodes)
             # What is left of a broken epoch is worth keeping, because the repair shares most of its blocks. But it
             # takes room, so a repair that failed once does without.
-            keep = (
-                None
-                if self.breakage.reason is not None and self.breakage.recoveries
-                else self._pipeline.plan
-            )
+            again = self.breakage.reason is not None and self.breakage.recoveries
+            keep = None if again else self._pipeline.plan
             fenced = await changes.fence(plan, clients, keep)
             if self._target is plan:
                 self._target = fenced
             self._changing = plan = fenced
             self._epoch = max(self._epoch, plan.epoch)
             log.info("preparing", epoch=plan.epoch, segments=[str(s) for s in plan.segments])
-            await self._load_head(plan.dtype)
+            await self._heads.load(plan.dtype)
             exact = await changes.prepare(plan, clients, self._return_address, self._note_loaded)
             began = self._clock()
             if self.breakage.reason is None:
                 await self._pipeline.pause()
-            await self._check_sessions(plan, clients)
+            try:
+                check_sessions(plan, self._live())
+            except PlanRejected as error:
+                await changes.release(plan.epoch, clients)
+                raise ChangeFailed(f"sessions came while it was prepared: {error}", refused=True) from error
             await self._commit(plan, clients, exact=exact)
             self._metrics.stall_seconds.observe(self._clock() - began)
             log.info("serving", epoch=plan.epoch)
@@ -300,70 +281,25 @@ class Coordinator:
             self._changing = None
             self._limit_context()
 
-    async def _check_sessions(self, plan: Plan, clients: Mapping[str, HostClient]) -> None:
-        """What `accept` asked of the sessions must hold for those that came since. Raises ChangeFailed."""
-        serving = self._pipeline.plan
-        if serving is not None and plan.dtype != serving.dtype and any(self._pipeline.sessions()):
-            await changes.release(plan.epoch, clients)
-            raise ChangeFailed(
-                f"plan.dtype: sessions began in {serving.dtype} while {plan.dtype} was prepared, and would go on with "
-                "other tokens; post the plan again when they have ended",
-                refused=True,
-            )
+    def _live(self) -> Live:
+        pipeline = self._pipeline
+        return Live(pipeline.plan, sum(pipeline.sessions()), pipeline.largest_session_tokens)
 
     def _note_loaded(self, node: str, done: int, total: int) -> None:
         self._loaded[node] = (done, total)
 
-    async def _load_head(self, dtype: DTypeName) -> None:
-        if dtype in self._heads:
-            return
-        loop = asyncio.get_running_loop()
-        try:
-            embedder = await loop.run_in_executor(None, Embedder, self._model, activation_of(dtype))
-            head = await loop.run_in_executor(None, self._engine.load_head, self._model, dtype)
-        except (EngineError, StoreError) as error:
-            raise ChangeFailed(f"entry: {error}", refused=True) from error
-        self._heads[dtype] = (embedder, head)
-
     async def _commit(self, plan: Plan, clients: Mapping[str, HostClient], *, exact: bool) -> None:
         """Switch all hosts, then the entry. From here on a failure is a broken chain."""
-        self._early = None
-        self._returns.expect(plan.epoch, len(plan.segments))
         try:
-            link = await changes.commit(
-                plan, clients, self._on_error, lambda reason: self._on_lost(plan.epoch, reason)
-            )
-            if (defect := self._defect(plan.epoch)) is not None:
-                await link.close()
-                raise ChangeFailed(defect, refused=False)
+            link = await self._joining.join(plan, clients)
         except ChangeFailed as error:
             if self._target is plan:
                 self._attempts += 1
             if self._pipeline.plan is not None:
                 self.broken(f"commit of epoch {plan.epoch} failed: {error}")
             raise
-        # No await from the check to here and on: what breaks later is reported for the epoch that serves.
+        # No await from here to the switch, see `Joining.join`.
         self.breakage.mended()
         self._failed = False
-        embedder, head = self._heads[plan.dtype]
-        self._heads = {plan.dtype: (embedder, head)}
+        embedder, head = self._heads.keep_only(plan.dtype)
         self._pipeline.switch(plan, link, embedder, head, replay_singly=exact)
-
-    def _defect(self, epoch: int) -> str | None:
-        """What is known already to be broken in a chain that was just committed."""
-        if self._early is None and not self._returns.is_open(epoch):
-            return "the last hop closed the return stream"
-        return self._early
-
-    def _on_error(self, error: pb.StreamError) -> None:
-        if error.code == pb.DRAINING:
-            self.draining(error.node)
-        elif error.epoch != self._pipeline.epoch:
-            self._early = f"hop {error.hop} on {error.node}: {error.message}"
-        self._pipeline.on_error(error)
-
-    def _on_lost(self, epoch: int, reason: str) -> None:
-        if epoch == self._pipeline.epoch:
-            self.broken(reason)
-        else:
-            self._early = reason

@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from splitinfer.optimizer.plan import Plan
+from splitinfer.optimizer.plan import Plan, weight_bytes
 from splitinfer.optimizer.redistribute import redistribute
+from splitinfer.segment_runtime.store.index import ModelIndex
+from splitinfer.segment_runtime.wire import DTYPES
 
 Cause = Literal["request", "host_lost", "host_draining"]
 
@@ -64,6 +66,19 @@ def next_plan(now: Situation, room: Mapping[str, int], epoch: int) -> Plan:
         return base.with_epoch(epoch)  # everybody is there: what broke was a link, or a host that is back
     segments = redistribute(base.segments, base.blocks, room)
     return base.model_copy(update={"epoch": epoch, "segments": segments})
+
+
+def room_for_blocks(plan: Plan, index: ModelIndex, limits: Mapping[str, int]) -> dict[str, int]:
+    """How many blocks of a plan's model each host has memory for, weights and KV; by its largest block.
+
+    Args:
+        plan: says the dtype and the KV that is promised.
+        index: of the model.
+        limits: memory limit of each host in bytes; 0 is none, and then it has room for all.
+    """
+    block = max(weight_bytes(index.block_values(b), plan.dtype) for b in range(plan.blocks))
+    block += index.kv_bytes_per_token(DTYPES[plan.activation][1].itemsize) * plan.kv_budget_tokens
+    return {node: limit // block if limit else plan.blocks for node, limit in limits.items()}
 
 
 @dataclass(frozen=True, slots=True)

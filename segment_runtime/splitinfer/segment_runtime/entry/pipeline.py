@@ -20,58 +20,30 @@ from splitinfer.segment_runtime.engine.port import LoadedHead
 from splitinfer.segment_runtime.entry.embed import Embedder
 from splitinfer.segment_runtime.entry.frames import TokensRefused, check_return, frame_of, release_frame
 from splitinfer.segment_runtime.entry.generate import (
-    ContextTooLong,
     GenerationRequest,
     NotReady,
     PipelineFailed,
-    Saturated,
     TokenEvent,
 )
 from splitinfer.segment_runtime.entry.head import HeadThread
 from splitinfer.segment_runtime.entry.live import LiveRequest, TokenStream
 from splitinfer.segment_runtime.entry.metrics import PipelineMetrics
 from splitinfer.segment_runtime.entry.observed import Observed
+from splitinfer.segment_runtime.entry.requests import RETRY_AFTER_SECONDS, Requests
 from splitinfer.segment_runtime.entry.sampler import Sampled, SamplerError
-from splitinfer.segment_runtime.entry.scheduler import QueueFull, Scheduler
-from splitinfer.segment_runtime.entry.sessions import Limits, MicroBatch, Session
+from splitinfer.segment_runtime.entry.scheduler import Scheduler
+from splitinfer.segment_runtime.entry.sessions import MicroBatch
+from splitinfer.segment_runtime.entry.settings import Settings
 from splitinfer.segment_runtime.proto import runtime_pb2 as pb
-from splitinfer.segment_runtime.wire import MAX_FRAME_ROWS, FrameError
+from splitinfer.segment_runtime.wire import FrameError
 
 log = structlog.get_logger()
 
 MAX_FAILURES = 2
 """A session that failed more steps than this with nobody else in them is given up; others are replayed."""
 
-RETRY_AFTER_SECONDS = 2
-
 STEP_CODES = (pb.BAD_FRAME, pb.KV_EXHAUSTED, pb.COMPUTE_FAILED, pb.ABANDONED)
 """Errors of one step; the chain is whole."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What the operator of an entry may set.
-
-    Attributes:
-        scheduler: limits; the budget and the number of micro-batches come from the plan.
-        micro_batches: micro-batches in flight; 0: one per segment.
-        step_seconds: a step without an answer for this long breaks the pipeline.
-
-    Raises:
-        ValueError: a step may grow larger than a frame is allowed to be.
-    """
-
-    scheduler: Limits
-    micro_batches: int = 0
-    step_seconds: float = 60.0
-
-    def __post_init__(self) -> None:
-        limits = self.scheduler
-        rows = limits.max_sessions + max(limits.prefill_chunk, limits.mixed_prefill_chunk)
-        if rows > MAX_FRAME_ROWS:
-            raise ValueError(
-                f"--max-sessions and --prefill-chunk: together {rows} rows in a step, a frame takes {MAX_FRAME_ROWS}"
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +81,9 @@ class Pipeline:
         self._observed = Observed(metrics)
         self._head = HeadThread(metrics, clock)
         self._scheduler = Scheduler(replace(settings.scheduler, kv_budget_tokens=0))
-        self._live: dict[int, LiveRequest] = {}
+        self._requests = Requests(self._scheduler, clock)
         self._sent: dict[int, float] = {}
         """When each step in flight was sent."""
-        self._next_id = 1
         self._plan: Plan | None = None
         self._chain: Chain | None = None
         """None: no plan yet, or the chain is broken."""
@@ -121,8 +92,6 @@ class Pipeline:
         self._drained = asyncio.Event()
         """Set when no step is in flight."""
         self._drained.set()
-        self._ended = asyncio.Event()
-        """Set when a request ends."""
         self._returned: asyncio.Queue[tuple[int, pb.Frame, float]] = asyncio.Queue()
         self._background: set[asyncio.Task[None]] = set()
         self.steps_started = 0
@@ -193,43 +162,18 @@ class Pipeline:
         """Admit a request. See the port."""
         if reason := self.closing or (self.refusing if self._plan else "no plan serves yet"):
             raise NotReady(reason, RETRY_AFTER_SECONDS)
-        assert request.prompt, "the API refuses it by name"
-        assert request.max_tokens > 0, "the API refuses it by name"
-        total = len(request.prompt) + request.max_tokens
-        if total > self.max_context_tokens:
-            raise ContextTooLong(
-                f"{len(request.prompt)} prompt tokens and {request.max_tokens} output tokens make {total}; "
-                f"the context has {self.max_context_tokens}"
-            )
-        session = Session(self._next_id, list(request.prompt), len(request.prompt), total)
-        try:
-            self._scheduler.submit(session)
-        except QueueFull:
-            running, waiting = self.sessions()
-            raise Saturated(
-                f"{running} sessions run and {waiting} wait; no more may wait", RETRY_AFTER_SECONDS
-            ) from None
-        self._next_id += 1
-        stream = TokenStream(lambda: self._cancel(session.id))
-        self._live[session.id] = LiveRequest(request, session, stream, self._clock())
+        stream = self._requests.submit(request, self.max_context_tokens, self._cancel)
         self._look()
         return stream
 
     def _cancel(self, session: int) -> None:
         alone = self._scheduler.is_alone(session)
-        live = self._forget(session)
+        live = self._requests.forget(session)
         if live is not None:
             if alone and live.session.opened:
                 # A release waits for the step before it, and a long chunk of a prompt takes seconds.
                 self.on_given_up(session)
             self._look()
-
-    def _forget(self, session: int) -> LiveRequest | None:
-        live = self._live.pop(session, None)
-        if live is not None:
-            self._scheduler.finish(session)
-            self._ended.set()
-        return live
 
     def _look(self) -> None:
         """Something changed: there may be a step to start, or KV to release."""
@@ -293,7 +237,7 @@ class Pipeline:
         )
         for session in unfit:
             reason = f"the new plan has room for {plan.kv_budget_tokens} tokens, the request needs {session.capacity}"
-            self._end(self._live[session.id], PipelineFailed(reason))
+            self._requests.fail(self._requests[session.id], PipelineFailed(reason))
         self._metrics.epoch.set(plan.epoch)
         self._paused = False
         self.refusing = self.next_context = None
@@ -308,18 +252,12 @@ class Pipeline:
 
     def fail_all(self, reason: str) -> None:
         """End every live request with an error."""
-        for live in list(self._live.values()):
-            self._end(live, PipelineFailed(reason))
+        self._requests.fail_all(reason)
         self._look()
 
     async def drain(self, grace_seconds: float) -> None:
         """Wait until no request lives, at most ``grace_seconds``; what is left then is failed."""
-        try:
-            async with asyncio.timeout(grace_seconds):
-                while self._live:
-                    self._ended.clear()
-                    await self._ended.wait()
-        except TimeoutError:
+        if not await self._requests.drain(grace_seconds):
             self.fail_all("the entry shut down before the request was finished")
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
@@ -363,7 +301,7 @@ class Pipeline:
             except TokensRefused as error:
                 # One session's tokens. The others of the batch begin anew; nothing has left this process.
                 self._scheduler.rewind(batch.step)
-                self._end(self._live[error.session], PipelineFailed(str(error)))
+                self._requests.fail(self._requests[error.session], PipelineFailed(str(error)))
                 continue
             self._drained.clear()
             self._note_sent(batch)
@@ -379,7 +317,7 @@ class Pipeline:
         now = self._sent[batch.step] = self._clock()
         self._metrics.rows.inc(batch.rows)
         for piece in batch.slices:
-            if (live := self._live.get(piece.session)) is not None:
+            if (live := self._requests.get(piece.session)) is not None:
                 self._observed.started(live, now)
 
     def on_frame(self, epoch: int, frame: pb.Frame) -> None:
@@ -396,11 +334,11 @@ class Pipeline:
             if error.code != pb.ABANDONED:
                 log.warning("step failed", step=error.step, reason=where)
             for session in self._scheduler.rewind(error.step):
-                live = self._live[session]
+                live = self._requests[session]
                 # Not the one that broke it, perhaps: only a step of its own speaks against a session.
                 live.failures += len(batch.slices) == 1
                 if live.failures > MAX_FAILURES:
-                    self._end(live, PipelineFailed(where))
+                    self._requests.fail(live, PipelineFailed(where))
             self._after_step(error.step)
         elif error.code != pb.DRAINING:
             self.on_broken(where)
@@ -417,7 +355,9 @@ class Pipeline:
                 self.on_broken(f"the last hop returned a bad frame: {error}")
                 continue
             kept = [piece for piece in batch.slices if piece.keep]
-            wanted = [(piece, live) for piece in kept if (live := self._live.get(piece.session)) is not None]
+            wanted = [
+                (piece, live) for piece in kept if (live := self._requests.get(piece.session)) is not None
+            ]
             began = self._clock()
             try:
                 sampled = await self._head.sample(chain.head, frame, kept, wanted)
@@ -430,13 +370,13 @@ class Pipeline:
             self.steps_completed += 1
             self._observed.step(frame, received - self._sent[frame.step], began - received)
             for (_piece, live), drawn in zip(wanted, sampled, strict=True):
-                if self._live.get(live.session.id) is live:  # else cancelled while the head computed
+                if self._requests.get(live.session.id) is live:  # else cancelled while the head computed
                     self._take(live, drawn)
             self._after_step(frame.step)
 
     def _take(self, live: LiveRequest, drawn: Sampled | SamplerError) -> None:
         if isinstance(drawn, SamplerError):
-            self._end(live, PipelineFailed(str(drawn)))
+            self._requests.fail(live, PipelineFailed(str(drawn)))
             return
         self._observed.token(live, self._clock())
         finish = live.take(drawn.token)
@@ -444,11 +384,7 @@ class Pipeline:
         if finish is None:
             self._scheduler.append(live.session.id, drawn.token)
         else:
-            self._forget(live.session.id)
-
-    def _end(self, live: LiveRequest, error: PipelineFailed) -> None:
-        self._forget(live.session.id)
-        live.stream.put(error)
+            self._requests.forget(live.session.id)
 
     def _after_step(self, step: int) -> None:
         self._sent.pop(step, None)
