@@ -305,8 +305,14 @@ def _entries(
     ring = (decode_seconds(q.graph, [q.graph.head], speeds, work)[0] + step)[at]
     first = (prefill_seconds(q.graph, [q.graph.head], speeds, [1.0])[0] + step)[at]
     utilisation = ring * decode_share + first * prefill_share
-    latency = q.weights.latency * (ring + first / work.output_tokens)
+    move = np.zeros(len(at))
+    if q.running is not None:
+        away = np.array([nodes[i].name != q.running.entry for i in at], dtype=np.bool_)
+        weights = q.graph.bytes_of(q.graph.embed) + q.graph.bytes_of(q.graph.head)
+        move = np.where(away, weights / q.running.load_bytes_per_second, 0.0)
+    latency = q.weights.latency * (ring + first / work.output_tokens + move / q.weights.horizon_seconds)
     return {
+        "entry_move": move,
         "entries": np.array(at, dtype=np.int64),
         "entry_ring": ring,
         "entry_first": first,
@@ -351,7 +357,7 @@ def _canonical(p: Problem) -> Problem:
     by_node = ("cost", "ring", "first", "exposure", "utilisation", "move")
     vectors = ("room", "step_decode", "step_prefill", "step_utilisation", "background")
     matrices = ("hop_cost", "hop_ring", "hop_first", "link_decode", "link_prefill")
-    of_entry = ("entry_cost", "entry_ring", "entry_first", "entry_utilisation")
+    of_entry = ("entry_cost", "entry_move", "entry_ring", "entry_first", "entry_utilisation")
     changes: dict[str, object] = {
         "nodes": tuple(p.nodes[v] for v in order),
         "entries": place[p.entries][entries],

@@ -24,7 +24,8 @@ Only the rows that are sampled from go back to the entry: one per prompt. With `
     latency      TPOT + TTFT / output_tokens                                           seconds per output token
     utilisation  sum of busy(v) k / pace + sum of prefill busy(v) n / (output pace) concurrency     nodes
     exposure     sum of sensitivity (1 - trust) / sum of sensitivity                           fraction
-    move         sum over blocks that move of bytes / load + min(KV over the link, replay)          seconds
+    move         sum over blocks that move of bytes / load + min(KV over the link, replay),
+                 and embed and head if the entry does                                               seconds
 
     cost         alpha latency + beta utilisation + gamma exposure + alpha move / horizon
 

@@ -50,6 +50,7 @@ def evaluate(problem: Problem, entry: int, runs: Sequence[Run]) -> Evaluation:
     broken: list[str] = []
     link_decode = link_prefill = utilisation = exposure = move = 0.0
     utilisation += float(p.entry_utilisation[entry])
+    move += float(p.entry_move[entry])
     at = home
     for index, (node, start, stop) in enumerate(runs):
         kind = p.hop_class[start]

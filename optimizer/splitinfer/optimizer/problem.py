@@ -40,7 +40,8 @@ class Problem:
         hop_cost, hop_ring, hop_first: [classes, M, M]; infinite where there is no link. The receiver's step overhead
             is in it, but for the return.
         link_decode, link_prefill: [classes, M, M] seconds that the frame keeps the link busy.
-        entries: [E] nodes that may hold the entry; entry_cost, entry_ring, entry_first, entry_memory: of each.
+        entries: [E] nodes that may hold the entry; entry_cost, entry_ring, entry_first, entry_move, entry_memory: of
+            each; its move is in its cost.
         may_cut, may_stay: [N + 1] whether the chain may, or may not, change nodes before a block.
         max_segments, tpot_limit, ttft_limit: hard bounds; infinite where there is none.
         micro_batches, chunks, latency_weight, output_tokens: for the parts of the cost that do not add up:
@@ -65,6 +66,7 @@ class Problem:
     entry_cost: Floats
     entry_ring: Floats
     entry_first: Floats
+    entry_move: Floats
     entry_memory: int
     may_cut: Bools
     may_stay: Bools

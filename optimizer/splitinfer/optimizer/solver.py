@@ -74,7 +74,10 @@ class Solution:
 
 
 def solve(
-    problem: Problem, budget: Budget | None = None, hints: tuple[tuple[int, tuple[Run, ...]], ...] = ()
+    problem: Problem,
+    budget: Budget | None = None,
+    hints: tuple[tuple[int, tuple[Run, ...]], ...] = (),
+    any_plan: bool = False,
 ) -> Solution:
     """The best plan for a problem.
 
@@ -82,8 +85,9 @@ def solve(
         problem: what to solve.
         budget: how long; without one, until it is proven.
         hints: ``(entry, runs)`` of plans worth trying first, such as the one that runs.
+        any_plan: stop at the first plan: the question is only whether there is one.
     """
-    return _Search(problem, (budget or Budget()).start()).run(hints)
+    return _Search(problem, (budget or Budget()).start(), any_plan=any_plan).run(hints)
 
 
 def warm_up() -> None:
@@ -107,6 +111,7 @@ class _Entry:
 class _Search:
     problem: Problem
     timer: Timer
+    any_plan: bool = False
     entry: int = -1
     runs: tuple[Run, ...] = ()
     best: Evaluation | None = None
@@ -153,6 +158,8 @@ class _Search:
 
     def _open(self) -> list[_Entry]:
         """Entries that may hold a better plan, most promising first."""
+        if self.any_plan and self.best:
+            return []
         left = [e for e in self.entries if e.bound < self.limit]
         return sorted(left, key=lambda e: (e.bound, e.index))
 
