@@ -86,7 +86,8 @@ def explain(question: Question, budget: Budget | None = None) -> Explanation:
                 names = rest
     except _Undecided:
         return Explanation(("the budget ended before the reason was found",), (), (), complete=False)
-    mends, complete = [], True
+    mends: list[Mend] = []
+    complete = True
     for name in reversed(names):
         try:
             # One by one, so that those found before the budget ends are kept.

@@ -62,6 +62,11 @@ def _as_mapping(given: object) -> object:
     """A bare number becomes a known value; the word ``unknown`` and null become an unknown one."""
     if isinstance(given, (int, float)) and not isinstance(given, bool):
         return {"value": given}
+    if isinstance(given, str) and given != "unknown":
+        try:
+            return {"value": float(given)}  # YAML 1.1 reads 8e-05, without a dot, as text
+        except ValueError:
+            return given
     return {} if given is None or given == "unknown" else given
 
 
@@ -112,5 +117,7 @@ def _words(detail: dict[str, Any]) -> str:
         case "greater_than_equal" | "greater_than":
             bound = detail["ctx"].get("ge", detail["ctx"].get("gt"))
             return f"{given!r} is below the least that makes sense, {bound}; mend it or write unknown"
+        case "model_type" | "model_attributes_type":
+            return f"must be a number, unknown, or a mapping of fields, got {given!r}"[:400]
         case _:
             return f"{detail['msg'][:1].lower()}{detail['msg'][1:]}, got {given!r}"[:400]
