@@ -20,7 +20,7 @@ from splitinfer.optimizer.wanted import Pin
 from tests.support.questions import brute_force, questions
 
 EXAMPLES = int(os.environ.get("SPLITINFER_EXAMPLES", "300"))
-"""`make soak ARGS=optimizer` raises it to thousands."""
+"""CONTRIBUTING.md says how to run thousands."""
 many = settings(
     max_examples=EXAMPLES, deadline=None, derandomize=EXAMPLES <= 300, suppress_health_check=list(HealthCheck)
 )
