@@ -31,7 +31,7 @@ $(RUN_READY):
 	@rm -f $(VENV)/.ready-* && touch $@
 
 $(DEV_READY):
-	@bash tools/setup.sh runtime,torch,cli,dev
+	@bash tools/setup.sh runtime,torch,cli,dev,bench
 	@rm -f $(VENV)/.ready-* && touch $@ $(RUN_READY)
 
 setup: $(DEV_READY) ## the environment for development, in VENV

@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: the runtime as users meet it, or the engine alone."""
+"""``python -m benchmarks``: the runtime as users meet it, the engine alone, or the optimizer against other solvers."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from benchmarks import engine, runtime
 def main() -> int:
     """Exit code 1 when a target is missed."""
     parser = argparse.ArgumentParser(prog="make bench ARGS=...", description=__doc__)
-    parser.add_argument("name", nargs="?", default="runtime", choices=["runtime", "engine"])
+    parser.add_argument("name", nargs="?", default="runtime", choices=["runtime", "engine", "optimizer"])
     parser.add_argument(
         "--repeats", type=int, default=runtime.Sizes.repeats, help="turns of each measurement"
     )
     parser.add_argument("--threads", type=int, default=runtime.Sizes.threads, help="threads of every process")
+    parser.add_argument("--seeds", type=int, default=3, help="optimizer: instances of each kind")
+    parser.add_argument("--seconds", type=float, default=5.0, help="optimizer: time that each rival gets")
     args = parser.parse_args()
     sizes = replace(runtime.Sizes(), repeats=args.repeats, threads=args.threads)
 
@@ -28,6 +30,11 @@ def main() -> int:
     print(f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} CPUs\n")
     if args.name == "engine":
         report = engine.run(args.threads, args.repeats, note)
+    elif args.name == "optimizer":
+        # The rivals' solvers are an extra; the other benchmarks do not need them.
+        from benchmarks import optimizer
+
+        report = optimizer.run(args.seeds, args.seconds, note)
     else:
         report = runtime.run(sizes, note)
     print(report)

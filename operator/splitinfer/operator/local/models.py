@@ -38,6 +38,8 @@ class _Index(BaseModel):
     max_context_tokens: int
     kv_heads: int
     head_dim: int
+    hidden_size: int = 0
+    tied_embeddings: bool = False
     units: dict[str, _Unit]
 
 
@@ -53,6 +55,8 @@ class ModelFacts:
         max_context_tokens: longest context the model was made for.
         kv_values_per_token: values (not bytes) of KV that one token takes in one block.
         unit_values: number of weights of each unit.
+        hidden_size: width of the activations.
+        tied: the LM head is the embedding.
     """
 
     root: Path
@@ -62,6 +66,8 @@ class ModelFacts:
     max_context_tokens: int
     kv_values_per_token: int
     unit_values: Mapping[str, int]
+    hidden_size: int
+    tied: bool
 
     def weight_bytes(self, start: int, stop: int, dtype: DTypeName) -> int:
         """Bytes of the weights of blocks ``[start, stop)``."""
@@ -141,6 +147,8 @@ def _read(root: Path, name: str, field: str) -> ModelFacts:
             unit: sum(math.prod(tensor.shape) for tensor in entry.tensors.values())
             for unit, entry in index.units.items()
         },
+        hidden_size=index.hidden_size,
+        tied=index.tied_embeddings,
     )
 
 

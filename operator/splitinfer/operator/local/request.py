@@ -10,11 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from splitinfer.operator.errors import UserError
+from splitinfer.operator.errors import CommandFailed, UserError
 from splitinfer.operator.local.models import ModelFacts, find_model
 from splitinfer.operator.local.support import check_supported, is_set
+from splitinfer.operator.planning.question import make_question
 from splitinfer.operator.spec.blocks import format_blocks, parse_blocks
 from splitinfer.operator.spec.resource import SplitInference
+from splitinfer.optimizer.answer import answer
+from splitinfer.optimizer.budget import Budget
+from splitinfer.optimizer.capacity import CapacitySnapshot
+from splitinfer.optimizer.infeasible import explain
 from splitinfer.optimizer.plan import (
     FEW_BITS,
     DTypeName,
@@ -48,6 +53,10 @@ class Options:
     threads: int | None = None
     memory_bytes: int | None = None
     """Free memory of this machine, shared by the nodes; None where it is not known."""
+    capacity: CapacitySnapshot | None = None
+    """What nodes and links can do; the solver then decides the cuts, and processes stand for the nodes of the plan."""
+    budget: Budget | None = None
+    """How long the solver may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +100,9 @@ def make_request(resource: SplitInference, options: Options) -> Request:
 
     Raises:
         UserError: every field that is wrong or cannot be honoured.
+        CommandFailed: with a capacity snapshot, there is no plan.
     """
-    check_supported(resource)
+    check_supported(resource, capacity=options.capacity is not None)
     spec = resource.spec
     model = find_model(spec.model.source, options.store, "spec.model.source")
     if spec.model.served_name not in (None, model.name):
@@ -103,13 +113,16 @@ def make_request(resource: SplitInference, options: Options) -> Request:
         )
     if options.threads is not None and options.threads < 1:
         raise UserError("--threads", f"{options.threads}: a host needs at least 1")
-    nodes, segments = _place(resource, options, model.blocks)
+    if options.capacity is None:
+        nodes, segments = _place(resource, options, model.blocks)
+    else:
+        nodes, segments = _solve(resource, options, options.capacity, model)
     if len(segments) > spec.placement.max_segments:
         raise UserError(
             "spec.placement.maxSegments",
             f"{len(segments)} segments asked for, {spec.placement.max_segments} allowed; use fewer nodes or raise it",
         )
-    context = _context(resource, model)
+    context = context_tokens(resource, model)
     plan = Plan(
         epoch=1,
         model=ModelRef(name=model.name, digest=model.digest),
@@ -170,6 +183,23 @@ def _place(
     return names, _planned("--nodes", "", lambda: equal_cuts(blocks, names))
 
 
+def _solve(
+    resource: SplitInference, options: Options, capacity: CapacitySnapshot, model: ModelFacts
+) -> tuple[tuple[str, ...], tuple[Segment, ...]]:
+    """The solver's plan. Raises `CommandFailed` with the reason and what gives a plan, where there is none."""
+    for flag, given in (("--nodes", options.nodes), ("--cuts", options.cuts)):
+        if given is not None:
+            raise UserError(flag, "--capacity leaves nodes and cuts to the solver; remove one of the two")
+    dtype = options.dtype or resource.spec.model.dtype
+    question = make_question(resource, model, capacity, context_tokens(resource, model), dtype)
+    found = answer(question, options.budget)
+    if found.prediction is None:
+        if found.status == "infeasible":
+            raise CommandFailed(explain(question, options.budget).sentence)
+        raise CommandFailed("no plan was found in the time given, and none was ruled out")
+    return tuple(dict.fromkeys(segment.node for segment in found.segments)), found.segments
+
+
 def _planned(field: str, mend: str, make: Callable[[], T]) -> T:
     try:
         return make()
@@ -182,7 +212,8 @@ def _names(count: int) -> tuple[str, ...]:
     return tuple(f"node-{index}" for index in range(count))
 
 
-def _context(resource: SplitInference, model: ModelFacts) -> int:
+def context_tokens(resource: SplitInference, model: ModelFacts) -> int:
+    """The longest context: as asked, as the model allows. Raises UserError."""
     wanted = resource.spec.workload.max_context_tokens
     if wanted <= model.max_context_tokens:
         return wanted

@@ -7,30 +7,37 @@ from pydantic import BaseModel
 from splitinfer.operator.errors import UserError
 from splitinfer.operator.spec.resource import SplitInference
 
-_NO_DECISIONS = "this version serves equal or pinned cuts and does not decide; remove it"
-_NO_LABELS = "local nodes are processes of one machine and carry no labels; remove it"
+_NO_DECISIONS = "this version plans once, at the start, and does not change a plan by itself; remove it"
+_NO_CAPACITY = "is honoured with measured capacity only; add --capacity FILE, or remove it"
+
+NEEDS_CAPACITY: tuple[tuple[str, str], ...] = (
+    ("workload.promptTokens", f"the typical request {_NO_CAPACITY}"),
+    ("workload.outputTokens", f"the typical request {_NO_CAPACITY}"),
+    ("slo.ttftMilliseconds", f"an objective {_NO_CAPACITY}"),
+    ("slo.tpotMilliseconds", f"an objective {_NO_CAPACITY}"),
+    ("privacy.sensitiveBlocks", f"trust {_NO_CAPACITY}"),
+    ("privacy.trustedNodes", f"a selection by labels {_NO_CAPACITY}"),
+    ("placement.nodes", f"a selection by labels {_NO_CAPACITY}"),
+    ("objective.latency", f"a weight {_NO_CAPACITY}"),
+    ("objective.utilization", f"a weight {_NO_CAPACITY}"),
+    ("objective.exposure", f"a weight {_NO_CAPACITY}"),
+)
+"""Fields that are refused where there is no capacity snapshot to plan with."""
 
 REFUSED: tuple[tuple[str, str], ...] = (
-    ("workload.promptTokens", "equal and pinned cuts do not depend on the typical request; remove it"),
-    ("workload.outputTokens", "equal and pinned cuts do not depend on the typical request; remove it"),
-    ("slo", "a local pipeline reports its latencies and does not act on them yet; remove it"),
-    (
-        "privacy.sensitiveBlocks",
-        "local nodes have no trust, so no block can be kept on trusted ones; remove it",
-    ),
-    ("privacy.trustedNodes", _NO_LABELS),
-    ("placement.nodes", _NO_LABELS),
-    ("placement.tolerations", _NO_LABELS),
-    ("objective", _NO_DECISIONS),
+    ("slo.windowSeconds", "a local pipeline reports its latencies and does not act on them yet; remove it"),
+    ("placement.tolerations", "capacity snapshots and local nodes carry no taints; remove it"),
+    ("objective.horizonSeconds", _NO_DECISIONS),
     ("reconfiguration.cooldownSeconds", _NO_DECISIONS),
     ("reconfiguration.minimumGainPercent", _NO_DECISIONS),
 )
 """Fields that are refused when a manifest sets them, with the reason and the mend."""
 
 
-def check_supported(resource: SplitInference) -> None:
+def check_supported(resource: SplitInference, capacity: bool = False) -> None:
     """Raise `UserError`, naming every field that is set and that a local pipeline cannot honour."""
-    problems = [(f"spec.{path}", reason) for path, reason in REFUSED if is_set(resource.spec, path)]
+    rules = REFUSED if capacity else (*NEEDS_CAPACITY, *REFUSED)
+    problems = [(f"spec.{path}", reason) for path, reason in rules if is_set(resource.spec, path)]
     spec = resource.spec
     if spec.reconfiguration.mode != "Manual" and is_set(spec, "reconfiguration.mode"):
         problems.append(

@@ -39,6 +39,18 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
+def one_document(text: str, what: str, rule: str) -> object:
+    """The one YAML document of a text. Raises UserError, naming ``what``."""
+    try:
+        documents = list(yaml.load_all(text, Loader=_Loader))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(what, f"not YAML: {_one_line(error)}") from None
+    documents = [document for document in documents if document is not None]
+    if len(documents) != 1:
+        raise UserError(what, f"{len(documents)} documents; {rule}")
+    return documents[0]
+
+
 def load_manifest(path: Path) -> SplitInference:
     """The resource of a file.
 
@@ -64,16 +76,10 @@ def parse_manifest(text: str) -> SplitInference:
     Raises:
         UserError: as `load_manifest`.
     """
-    try:
-        documents = list(yaml.load_all(text, Loader=_Loader))
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UserError("manifest", f"not YAML: {_one_line(error)}") from None
-    documents = [document for document in documents if document is not None]
-    if len(documents) != 1:
-        raise UserError("manifest", f"{len(documents)} documents; a manifest holds one SplitInference")
+    document = one_document(text, "manifest", "a manifest holds one SplitInference")
     try:
         # JSON mode: strict about types, and lists may become tuples.
-        return SplitInference.model_validate_json(json.dumps(documents[0], default=str))
+        return SplitInference.model_validate_json(json.dumps(document, default=str))
     except (ValueError, RecursionError) as error:
         if isinstance(error, ValidationError):
             raise UserError.of([explain(detail) for detail in error.errors()]) from None

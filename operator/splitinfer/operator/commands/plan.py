@@ -1,0 +1,77 @@
+"""``splitinfer plan``: a dry run of the decision: the plan, its predictions, and why the others lose. Starts nothing.
+
+Exit code: 0 there is a plan, 1 there is none (the reason and what gives one are printed), 2 the input is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+DEFAULT_SECONDS = 5.0
+
+
+def register(subparsers: Any) -> None:
+    """Add ``plan``."""
+    p = subparsers.add_parser(
+        "plan", help="plan without starting anything, and say why", description=__doc__.splitlines()[0]
+    )
+    p.add_argument(
+        "-f", "--file", type=Path, required=True, metavar="MANIFEST", help="a SplitInference manifest"
+    )
+    p.add_argument(
+        "--capacity", type=Path, required=True, metavar="SNAPSHOT", help="a capacity snapshot (YAML)"
+    )
+    p.add_argument("--explain", action="store_true", help="say why each alternative loses")
+    p.add_argument(
+        "-o", "--output", choices=["table", "json", "yaml"], default="table", help="form of the output"
+    )
+    p.add_argument("--hard-slo", action="store_true", help="no plan may be predicted to miss spec.slo")
+    p.add_argument(
+        "--seconds", type=float, default=DEFAULT_SECONDS, metavar="S", help="time to search (default 5)"
+    )
+    p.add_argument("--store", type=Path, metavar="DIR", help="model store (default $SPLITINFER_HOME/models)")
+    p.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Plan and print; 1 when there is no plan."""
+    import time
+
+    from splitinfer.operator.errors import UserError
+    from splitinfer.operator.local.models import find_model, home
+    from splitinfer.operator.local.request import context_tokens
+    from splitinfer.operator.local.support import check_supported
+    from splitinfer.operator.planning.question import make_question
+    from splitinfer.operator.planning.report import refusal, report, show
+    from splitinfer.operator.planning.snapshot import load_snapshot
+    from splitinfer.operator.spec.manifest import load_manifest
+    from splitinfer.optimizer.alternatives import alternatives
+    from splitinfer.optimizer.answer import answer
+    from splitinfer.optimizer.budget import Budget
+    from splitinfer.optimizer.infeasible import explain
+
+    if not arguments.seconds > 0:
+        raise UserError("--seconds", f"{arguments.seconds}: the search needs some time")
+    resource = load_manifest(arguments.file)
+    check_supported(resource, capacity=True)
+    snapshot = load_snapshot(arguments.capacity)
+    model = find_model(resource.spec.model.source, arguments.store or home() / "models", "spec.model.source")
+    question = make_question(
+        resource,
+        model,
+        snapshot,
+        context_tokens(resource, model),
+        resource.spec.model.dtype,
+        arguments.hard_slo,
+    )
+    budget = Budget(arguments.seconds, time.monotonic)
+    found = answer(question, budget)
+    if found.prediction is None:
+        why = explain(question, budget) if found.status == "infeasible" else None
+        show(refusal(found, why), arguments.output)
+        return 1
+    others = alternatives(question, found) if arguments.explain else ()
+    show(report(question, found, others), arguments.output)
+    return 0

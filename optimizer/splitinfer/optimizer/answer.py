@@ -1,0 +1,123 @@
+"""The answer to a question in names and units: a plan with its predictions, or the reason why there is none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from splitinfer.optimizer.budget import Budget
+from splitinfer.optimizer.compile import Question, compile_problem
+from splitinfer.optimizer.evaluate import Evaluation, Run, evaluate
+from splitinfer.optimizer.plan import Segment
+from splitinfer.optimizer.problem import Ineligible, Problem
+from splitinfer.optimizer.solver import Solution, Status, solve
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a plan is expected to do. Seconds, tokens per second, fractions; per-node utilisation by name."""
+
+    cost: float
+    ttft_seconds: float
+    tpot_seconds: float
+    throughput_tokens_per_second: float
+    utilisation: float
+    exposure: float
+    move_seconds: float
+    node_utilisation: dict[str, float]
+    segment_seconds: tuple[float, ...]
+    """Of one decode step, per segment, without hops."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A plan or none.
+
+    Attributes:
+        status: ``optimal`` (proven), ``feasible``, ``infeasible`` (proven), ``unknown`` (the budget ended first).
+        entry: node of the entry; empty without a plan.
+        segments: the plan.
+        prediction: its numbers.
+        bound: no plan costs less.
+        gap: how much cheaper another may be at most, as a fraction.
+        ineligible: nodes left out, with the reason.
+        dead_links: links left out, with the reason.
+    """
+
+    status: Status
+    entry: str
+    segments: tuple[Segment, ...]
+    prediction: Prediction | None
+    bound: float
+    gap: float
+    ineligible: tuple[Ineligible, ...]
+    dead_links: tuple[str, ...]
+
+
+def answer(
+    question: Question, budget: Budget | None = None, hint: tuple[str, tuple[Segment, ...]] | None = None
+) -> Answer:
+    """Solve a question.
+
+    Args:
+        question: what to solve.
+        budget: how long.
+        hint: entry and segments of a plan worth trying first.
+
+    Raises:
+        OptimizerInputError: a constraint that names what is not there.
+    """
+    problem = compile_problem(question)
+    found = located(problem, *hint) if hint else None
+    return in_names(problem, solve(problem, budget, (found,) if found else ()))
+
+
+def in_names(problem: Problem, solution: Solution) -> Answer:
+    """A solution by names."""
+    p, e = problem, solution.evaluation
+    return Answer(
+        status=solution.status,
+        entry=p.nodes[p.entries[solution.entry]] if e else "",
+        segments=tuple(Segment(node=p.nodes[n], start=a, stop=b) for n, a, b in solution.runs),
+        prediction=predicted(p, solution.runs, e) if e else None,
+        bound=solution.bound,
+        gap=solution.gap,
+        ineligible=p.ineligible,
+        dead_links=p.dead_links,
+    )
+
+
+def predicted(problem: Problem, runs: tuple[Run, ...], found: Evaluation) -> Prediction:
+    """An evaluation by names."""
+    p = problem
+    return Prediction(
+        cost=found.cost,
+        ttft_seconds=found.ttft_seconds,
+        tpot_seconds=found.tpot_seconds,
+        throughput_tokens_per_second=p.concurrency / found.tpot_seconds
+        if found.tpot_seconds
+        else float("inf"),
+        utilisation=found.utilisation,
+        exposure=found.exposure,
+        move_seconds=found.move_seconds,
+        node_utilisation={p.nodes[n]: u for n, u in sorted(found.node_utilisation.items())},
+        segment_seconds=tuple(float(p.ring[a:b, n].sum() + p.step_decode[n]) for n, a, b in runs),
+    )
+
+
+def located(
+    problem: Problem, entry: str, segments: tuple[Segment, ...]
+) -> tuple[int, tuple[Run, ...]] | None:
+    """A plan by index; None where a node of it takes no part, or the entry may not be where it is."""
+    index = {name: i for i, name in enumerate(problem.nodes)}
+    homes = {problem.nodes[node]: e for e, node in enumerate(problem.entries)}
+    if entry not in homes or any(segment.node not in index for segment in segments):
+        return None
+    if segments[-1].stop != problem.block_count:
+        return None
+    return homes[entry], tuple((index[s.node], s.start, s.stop) for s in segments)
+
+
+def judged(problem: Problem, entry: str, segments: tuple[Segment, ...]) -> Evaluation | None:
+    """What a plan by names costs and breaks; None where a node of it is not there any more."""
+    found = located(problem, entry, segments)
+    return evaluate(problem, *found) if found else None
