@@ -29,7 +29,7 @@ def engine(device: str) -> Engine:
 
 @pytest.fixture(scope="session")
 def onnx() -> Engine:
-    """The onnx engine, one for the session: its thread pool is the process's."""
+    """The onnx engine, one for the session: blocks that several tests load are shared."""
     return create_engine("onnx", "cpu", 1)
 
 

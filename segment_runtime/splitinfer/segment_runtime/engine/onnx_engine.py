@@ -55,7 +55,7 @@ class OnnxEngine:
             raise UnsupportedModel(f"threads: {threads}: it must be at least 1")
         self.version = f"onnxruntime {onnxruntime.__version__}, onnx {onnx.__version__}"
         self.identity = Identity(self.name, f"{self.version}, {_TOOLS}", instruction_set(), exact=True)
-        prepare_process(self.threads)
+        prepare_process()
         self._units: UnitRegistry[BlockGraph] = UnitRegistry()
         self._models: dict[str, OnnxModel] = {}
         self._lock = threading.Lock()
@@ -95,7 +95,7 @@ class OnnxEngine:
 
         def read() -> BlockGraph:
             norm, weight = head_weights(model, shared.recipe, dtype)
-            session = load(write_head(shared.recipe, norm, weight), f"{model.name}: head")
+            session = load(write_head(shared.recipe, norm, weight), self.threads, f"{model.name}: head")
             return BlockGraph(session, norm.nbytes + weight.nbytes)
 
         unit = self._units.get((model.digest, dtype, "head"), read)
@@ -108,7 +108,7 @@ class OnnxEngine:
 
         def read() -> BlockGraph:
             weights = block_weights(model, shared.recipe, index, dtype)
-            session = load(write_block(shared.recipe, index, weights), f"{model.name}: {unit}")
+            session = load(write_block(shared.recipe, index, weights), self.threads, f"{model.name}: {unit}")
             return BlockGraph(session, weights.nbytes)
 
         return self._units.get((model.digest, dtype, unit), read)

@@ -1,8 +1,4 @@
-"""ONNX Runtime as the engine uses it: one thread pool and one scratch arena per process, and what the CPU computes.
-
-Everything that is the same for the whole process is set up here once: a pool per session would start a team per
-block, and teams that spin take the CPUs from each other.
-"""
+"""ONNX Runtime as the engine uses it: how sessions are made, how memory goes back, and what the CPU's kernels do."""
 
 from __future__ import annotations
 
@@ -18,11 +14,11 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from splitinfer.segment_runtime.engine.onnx_graph import MS, Written
-from splitinfer.segment_runtime.engine.port import LoadError, UnsupportedModel
+from splitinfer.segment_runtime.engine.port import LoadError
 
 PROVIDERS = ["CPUExecutionProvider"]
 _lock = threading.Lock()
-_pool_threads: int | None = None
+_ready = False
 
 # glibc's numbers. What is larger than the first goes back to the system when it is freed; what is smaller stays for
 # the next step's scratch memory, until `give_memory_back`.
@@ -30,24 +26,15 @@ _M_MMAP_THRESHOLD, _MMAP_BYTES = -3, 4 << 20
 _M_TRIM_THRESHOLD, _TRIM_BYTES = -1, 64 << 20
 
 
-def prepare_process(threads: int) -> None:
-    """Set up the thread pool and the allocator, once per process.
-
-    Raises:
-        UnsupportedModel: another engine of this process has a pool of another size already.
-    """
-    global _pool_threads
+def prepare_process() -> None:
+    """Set up logging and the allocator, once per process."""
+    global _ready
     with _lock:
-        if _pool_threads is None:
+        if not _ready:
             onnxruntime.set_default_logger_severity(3)
-            onnxruntime.set_global_thread_pool_sizes(threads, 1)
             for option, value in ((_M_MMAP_THRESHOLD, _MMAP_BYTES), (_M_TRIM_THRESHOLD, _TRIM_BYTES)):
                 _glibc("mallopt", option, value)
-            _pool_threads = threads
-        elif _pool_threads != threads:
-            raise UnsupportedModel(
-                f"threads: {threads}: this process has a pool of {_pool_threads}, and ONNX Runtime makes one per process"
-            )
+            _ready = True
 
 
 def give_memory_back() -> None:
@@ -62,20 +49,24 @@ def _glibc(function: str, *arguments: int) -> None:
         pass
 
 
-def session_options() -> onnxruntime.SessionOptions:
-    """Options of every session: graphs as they are written, the process's threads, no arena beside the weights."""
+def session_options(threads: int = 1) -> onnxruntime.SessionOptions:
+    """Options of every session: graphs as they are written, no arena beside the weights, threads that never spin.
+
+    Each block has threads of its own that sleep but while it runs. One pool for the process would be fewer, but its
+    workers spin, which Python cannot turn off: beside other busy processes a step then takes more than twice as long.
+    """
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.enable_mem_pattern = False
     options.enable_cpu_mem_arena = False
     options.use_deterministic_compute = True
-    options.use_per_session_threads = False
-    # Workers wait actively while a step runs, and not between steps: those are another process's CPUs.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
 
-def load(written: Written, where: str) -> onnxruntime.InferenceSession:
+def load(written: Written, threads: int, where: str) -> onnxruntime.InferenceSession:
     """A session of a graph, with its large weights given by name.
 
     The kernels copy weights into the order that they read them in; what they have copied is not held here.
@@ -83,7 +74,7 @@ def load(written: Written, where: str) -> onnxruntime.InferenceSession:
     Raises:
         LoadError: ONNX Runtime refuses the graph: an operator or a shape that it does not have on this CPU.
     """
-    options = session_options()
+    options = session_options(threads)
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in written.external.values()]
     if values:
         options.add_external_initializers(list(written.external), values)
