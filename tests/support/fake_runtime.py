@@ -9,6 +9,7 @@ bad-input   leaves with exit code 2 before it listens
 deaf        ignores SIGTERM and the end of standard input's line
 refuse      (entry) answers every plan with 400
 slow        (entry) stays "preparing"
+silent      never says that it listens
 """
 
 from __future__ import annotations
@@ -129,7 +130,8 @@ def main(role: str, name: str, listen: str) -> int:
     else:
         entry = Entry()
         said = {"http": serve(listen, entry), "control": serve("127.0.0.1:0", entry)}
-    print(json.dumps({"event": "listening", "pid": os.getpid(), **said}), flush=True)
+    if what != "silent":
+        print(json.dumps({"event": "listening", "pid": os.getpid(), **said}), flush=True)
     while sys.stdin.buffer.read(1):
         pass
     if what == "deaf":

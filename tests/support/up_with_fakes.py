@@ -27,7 +27,7 @@ class FakeCommands:
 
 
 if __name__ == "__main__":
-    pipeline.RuntimeCommands = FakeCommands  # type: ignore[assignment,misc]
+    vars(pipeline)["RuntimeCommands"] = FakeCommands
     real = pipeline.Settings
     pipeline.Settings = lambda **given: dataclasses.replace(real(**given), grace_seconds=1.0)  # type: ignore[assignment,misc]
     sys.exit(cli.main())

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -191,6 +192,17 @@ def cuts_at(blocks: int, cuts: Iterable[int], nodes: Sequence[str]) -> tuple[Seg
     Raises:
         PlanError: a cut outside ``(0, blocks)``, cuts out of order, or not one node per segment.
     """
+    cuts = tuple(cuts)
+    for cut in cuts:
+        if blocks == 1:
+            raise PlanError("cuts", f"cut {cut}: a model of one block cannot be cut")
+        if not 0 < cut < blocks:
+            raise PlanError(
+                "cuts", f"cut {cut} is outside 1..{blocks - 1}, the cuts of a model of {blocks} blocks"
+            )
+    for before, after in pairwise(cuts):
+        if after <= before:
+            raise PlanError("cuts", f"{after} after {before}: cuts must grow, each above the one before")
     edges = [0, *cuts, blocks]
     if len(nodes) != len(edges) - 1:
         raise PlanError("nodes", f"{len(edges) - 1} segments need as many nodes, got {len(nodes)}")

@@ -18,20 +18,66 @@ PARENT_EXIT_SECONDS = 10.0
 """After its parent is gone a process that cannot stop in order ends at once."""
 
 
+class _Heard(logging.Logger):
+    """A logger whose records go to the root's handlers only.
+
+    A library that brings a handler of its own (transformers does) would write plain text between the JSON lines.
+    """
+
+    def callHandlers(self, record: logging.LogRecord) -> None:  # noqa: N802 - the base class names it so
+        logging.root.callHandlers(record)
+
+
 def configure_logging(level: str) -> None:
-    """JSON lines on stderr, stdlib loggers included."""
-    logging.basicConfig(stream=sys.stderr, level=getattr(logging, level.upper()), format="%(message)s")
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+    """JSON lines on stderr, one object each: ours, those of stdlib loggers, warnings, and exceptions nobody caught.
+
+    Called before libraries are imported: a logger that is there already keeps a handler it brought.
+    """
+    threshold = getattr(logging, level.upper())
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.StackInfoRenderer(),
+                structlog.processors.format_exc_info,
+                structlog.processors.JSONRenderer(default=str),
+            ],
+        )
     )
+    logging.basicConfig(handlers=[handler], level=threshold, force=True)
+    logging.captureWarnings(True)
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+    )
+    logging.setLoggerClass(_Heard)  # after LoggerFactory, which sets a class of its own
+    sys.excepthook = lambda _kind, error, _trace: _uncaught("uncaught exception", error)
+    threading.excepthook = _uncaught_in_thread
+    sys.unraisablehook = _ignored
+
+
+def _uncaught_in_thread(told: threading.ExceptHookArgs) -> None:
+    _uncaught(
+        f"uncaught exception in thread {told.thread.name if told.thread else 'unknown'}", told.exc_value
+    )
+
+
+def _ignored(told: sys.UnraisableHookArgs) -> None:
+    where = getattr(told.object, "__qualname__", type(told.object).__name__)
+    _uncaught(told.err_msg or f"exception ignored in {where}", told.exc_value)
+
+
+def _uncaught(event: str, error: BaseException | None) -> None:
+    logging.getLogger(__name__).critical(event, exc_info=error)
 
 
 def announce(**fields: object) -> None:

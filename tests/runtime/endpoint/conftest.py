@@ -81,14 +81,14 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
         yield served
 
 
-def start_entry(store: Path, model: str, logs: Path) -> subprocess.Popen[bytes]:
+def start_entry(store: Path, model: str, logs: Path, *options: str) -> subprocess.Popen[bytes]:
     """An entry process that lives as long as its stdin is open."""
     with (logs / "entry.log").open("wb") as stderr:
         return subprocess.Popen(
             [
                 sys.executable, "-m", "splitinfer.segment_runtime.entry", "--model", model, "--store", str(store),
                 "--listen", "127.0.0.1:0", "--control", "127.0.0.1:0", "--data", "127.0.0.1:0", "--threads", "1",
-                "--exit-with-parent",
+                "--exit-with-parent", *options,
             ],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr,
         )  # fmt: skip

@@ -63,12 +63,44 @@ def test_ctrl_c_while_loading_stops_everything(home: Home) -> None:
     home.behaviour = "entry=slow"
     up = home.start(*UP)
     read_until(up, "loading blocks")
+    assert len(list((home.path / "run").glob("*.json"))) == 1
 
     up.send_signal(signal.SIGINT)
     up.communicate(timeout=30)
 
     assert up.returncode == 130
     assert [pid for pid in home.pids() if alive(pid)] == []
+    assert list((home.path / "run").glob("*.json")) == []
+
+
+def test_status_while_loading_says_how_far_it_is(home: Home) -> None:
+    """A pipeline that does not serve yet is no pipeline that does not run: status shows its progress, chat waits."""
+    home.behaviour = "entry=slow"
+    up = home.start(*UP)
+    read_until(up, "loading blocks")
+
+    told = home.run("status")
+    assert (told.returncode, told.stderr) == (0, "")
+    assert "a pipeline is starting, blocks loaded: 50 B of 100 B (50%)" in told.stdout
+    assert "processes: entry, node-0, node-1" in told.stdout
+    now = status(home)
+    assert (now["state"], now["serving"], now["model"]) == ("preparing", False, "tiny")
+    chat = home.run("chat", "--prompt", "Why?")
+    assert chat.returncode == 1
+    assert "is starting and does not answer yet" in chat.stderr
+
+
+def test_status_before_the_entry_is_up_says_that_it_starts(home: Home) -> None:
+    """There is nobody to ask yet; the run file alone tells."""
+    home.behaviour = "entry=silent"
+    up = home.start(*UP)
+    read_until(up, "node-1: up")
+
+    told = home.run("status")
+    assert (told.returncode, told.stderr) == (0, "")
+    assert "tiny: a pipeline is starting\n" in told.stdout
+    now = status(home)
+    assert (now["state"], now["endpoint"], now["serving"]) == ("starting", None, False)
 
 
 def test_a_killed_supervisor_leaves_no_orphan(home: Home) -> None:
@@ -156,6 +188,7 @@ def test_a_crash_loop_at_the_start_is_given_up_and_reported(home: Home) -> None:
     assert "error: node-1: it stopped 3 times before the pipeline served" in done.stderr
     assert "no such device" in done.stderr
     assert "node-1.log" in done.stderr
+    assert list((home.path / "run").glob("*.json")) == []
     assert len(home.pids("node-1")) == 3
     assert [pid for pid in home.pids() if alive(pid)] == []
 
@@ -232,8 +265,8 @@ def test_a_stale_run_file_is_not_a_pipeline(home: Home) -> None:
     up.wait()
     answer = home.run("status")
 
-    assert answer.returncode == 2
-    assert "no local pipeline is running" in answer.stderr
+    assert answer.returncode == 1
+    assert answer.stderr == "error: no local pipeline is running; start one with `splitinfer up`\n"
     assert list((home.path / "run").glob("*.json")) == []
 
 
@@ -250,7 +283,7 @@ def test_a_port_in_use_is_refused_before_anything_starts(home: Home) -> None:
 
 def test_the_working_directory_is_not_on_the_path_of_the_processes(home: Home) -> None:
     """The real commands run with -P: a file named like a library, where `up` is called, is not imported."""
-    from splitinfer.operator.local.pipeline import RuntimeCommands
+    from splitinfer.operator.local.programs import RuntimeCommands
     from tests.unit.operator.test_request import request_for
 
     for command in (

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -16,31 +14,14 @@ from splitinfer.segment_runtime.entry.generate import NotReady, PipelineFailed
 from splitinfer.segment_runtime.entry.pipeline import Pipeline
 from tests.runtime.pipeline.conftest import CONTEXT, NODES
 from tests.support.fleet import Fleet, Load, assert_no_leak, describe
-from tests.support.forked import ForkedHost, fork_host
 from tests.support.homes import wait_gone
 from tests.support.models import Case
 from tests.support.peer import peer_of
 from tests.support.pipelines import cut, plan_for, running_entry
+from tests.support.streams import finish, until
 from tests.support.twins import Twin
 
 MOMENTS = ("before prepare", "after prepare", "in the pause", "after commit")
-PLENTY = 60
-
-
-async def until(condition: Callable[[], bool], what: str, seconds: float = PLENTY) -> None:
-    """Wait for something that the entry does in its own time."""
-    try:
-        async with asyncio.timeout(seconds):
-            while not condition():  # noqa: ASYNC110  # state of the code under test, not an event
-                await asyncio.sleep(0.01)
-    except TimeoutError:
-        raise AssertionError(f"waited {seconds:g} s for {what}") from None
-
-
-async def finish(stream: AsyncIterator[object], twin: Twin) -> None:
-    """The rest of a stream gives the tokens of its twin."""
-    tokens = [event.token async for event in stream]  # type: ignore[attr-defined]
-    assert tuple(tokens) == twin.tokens
 
 
 @pytest.mark.parametrize("victim", ["first", "last"])
@@ -186,84 +167,6 @@ async def test_a_host_that_drains_is_replaced_before_it_ends(
         assert entry.coordinator.state == "serving"
         changes_done = entry.metrics.plan_changes.labels("host_lost", "done")._value.get()
         assert changes_done == 0, "it was lost, not replaced"
-
-
-@asynccontextmanager
-async def tight_hosts(
-    case: Case, root: Path, logs: Path, blocks: int
-) -> AsyncIterator[dict[str, ForkedHost]]:
-    """Three hosts with room for ``blocks`` blocks each, and their KV."""
-    index = case.stored.index
-    each = index.block_weight_bytes(0, 4) + index.kv_bytes_per_token(4) * CONTEXT * 8
-    options = ("--memory-limit-bytes", str(blocks * each))
-    found = {name: fork_host(root / "models", name, logs, *options) for name in ("a", "b", "c")}
-    try:
-        yield found
-    finally:
-        for host in found.values():
-            host.kill()
-
-
-async def test_a_plan_that_does_not_fit_is_refused_and_the_old_one_serves_on(
-    case: Case, engine: Engine, root: Path, logs: Path, twins: list[Twin]
-) -> None:
-    """The refusal has the host's numbers; no stream notices."""
-    async with tight_hosts(case, root, logs, 3) as found, running_entry(case.stored, engine=engine) as entry:
-        addresses = {name: host.address for name, host in found.items()}
-        fits = plan_for(case.stored, cut(case.stored, [3], ["a", "b"]), context=CONTEXT)
-        await entry.serve(fits, addresses)
-        async with Load(entry, twins) as load:
-            await load.more_tokens(10)
-            whole = plan_for(case.stored, cut(case.stored, [], ["a"]), epoch=2, context=CONTEXT)
-            entry.coordinator.accept(whole, addresses)
-            await until(lambda: entry.coordinator.target_epoch is None, "the refusal")
-            error = entry.coordinator.last_error
-            assert error is not None
-            assert "a would need" in error
-            assert "its limit is" in error
-            assert (entry.coordinator.state, entry.pipeline.epoch) == ("serving", 1)
-            await load.more_tokens(10)
-        assert load.wrong == []
-        await assert_no_leak(entry, addresses)
-
-
-async def test_a_repair_that_needs_the_room_of_the_broken_plan_takes_it(
-    case: Case, engine: Engine, root: Path, logs: Path, twins: list[Twin]
-) -> None:
-    """`a` holds two blocks and is to hold three others: only without the old ones is there room."""
-    async with tight_hosts(case, root, logs, 3) as found, running_entry(case.stored, engine=engine) as entry:
-        addresses = {name: host.address for name, host in found.items()}
-        await entry.serve(
-            plan_for(case.stored, cut(case.stored, [3], ["b", "a"]), context=CONTEXT), addresses
-        )
-        stream = entry.pipeline.submit(twins[0].request)
-        await anext(stream)
-        found["b"].kill()
-        rest = [event.token async for event in stream]
-        assert tuple(rest) == twins[0].tokens[1:]
-        assert [str(s) for s in entry.pipeline.plan.segments] == ["a[0:3]", "c[3:5]"]  # type: ignore[union-attr]
-
-
-async def test_without_memory_the_streams_wait_for_a_host_to_come_back(
-    case: Case, engine: Engine, root: Path, logs: Path, twins: list[Twin]
-) -> None:
-    """Two hosts of three are lost: what is left has no room. One comes back elsewhere, and the stream goes on."""
-    async with tight_hosts(case, root, logs, 3) as found, running_entry(case.stored, engine=engine) as entry:
-        addresses = {name: host.address for name, host in found.items()}
-        await entry.serve(
-            plan_for(case.stored, cut(case.stored, [3], ["a", "b"]), context=CONTEXT), addresses
-        )
-        stream = entry.pipeline.submit(twins[0].request)
-        first = await anext(stream)
-        found["b"].kill()
-        found["c"].kill()
-        await until(lambda: "room for 3 of 5 blocks" in (entry.coordinator.last_error or ""), "the reason")
-        assert (entry.coordinator.state, entry.pipeline.ready()) == ("recovering", False)
-        waiting = entry.pipeline.submit(twins[1].request)
-        found["b"] = fork_host(root / "models", "b", logs)
-        entry.coordinator.update_hosts({"b": found["b"].address})
-        assert (first.token, *[event.token async for event in stream]) == twins[0].tokens
-        await finish(waiting, twins[1])
 
 
 async def test_past_the_recovery_deadline_requests_fail_and_new_ones_are_refused_until_it_recovers(

@@ -74,6 +74,42 @@ def test_shards(hub: Hub, store: ModelStore, tmp_path: Path) -> None:
     assert stored.digest == import_model(tmp_path / "sharded", store=store).digest
 
 
+@pytest.mark.parametrize("source", ["hf://org/tiny", f"hf://org/tiny@{COMMIT}"])
+def test_a_commit_that_is_stored_is_not_fetched(
+    hub: Hub, store: ModelStore, source: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The commit is in the index and every stored byte is verified: nothing is fetched, even into an empty cache."""
+    import_model(source, store=store)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "another cache"))
+    hub.requests.clear()
+    told: list[str] = []
+    import_model(source, store=store, progress=lambda now: told.append(now.stage))
+    assert fetched(hub) == set()
+    assert told[-1] == "unchanged"
+    (store.root / "tiny" / "head.safetensors").write_bytes(b"")
+    import_model(source, store=store, progress=lambda now: told.append(now.stage)).read_unit("head")
+    assert hub.gets(WEIGHTS)
+    assert told[-1] == "stored"
+
+
+def test_a_stored_commit_needs_no_network(
+    hub: Hub, store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit names its content: the hub is not asked what it is."""
+    import_model(f"hf://org/tiny@{COMMIT}", store=store)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert import_model(f"hf://org/tiny@{COMMIT}", store=store).name == "tiny"
+
+
+def test_another_commit_of_the_same_name_is_fetched(hub: Hub, store: ModelStore) -> None:
+    """What is stored under the name came from another source: the name alone says nothing."""
+    config = CONFIG | {"num_hidden_layers": 2}
+    write_folder(store.root.parent / "old", config, random_tensors(config))
+    old = import_model(store.root.parent / "old", name="tiny", store=store)
+    assert import_model("hf://org/tiny", store=store).digest != old.digest
+    assert hub.gets(WEIGHTS)
+
+
 def test_a_cut_connection_is_resumed(hub: Hub, store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken off in the middle, then working: the rest is fetched with a Range, and the model is whole."""
     monkeypatch.setattr(

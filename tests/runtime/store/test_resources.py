@@ -1,14 +1,12 @@
-"""What the store costs: files opened, bytes read, memory, disk; and that no tensor library is loaded."""
+"""What the store costs: files opened, bytes read, memory; and that no tensor library is loaded."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 from inotify_simple import INotify, flags
 
 from splitinfer.segment_runtime.store.importer import import_model
@@ -17,7 +15,7 @@ from splitinfer.segment_runtime.store.reader import ModelStore
 from tests.unit.store.folders import CONFIG, random_tensors, write_folder
 
 
-def test_a_host_opens_only_the_files_of_its_blocks(tmp_path: Path, store: ModelStore) -> None:
+def test_a_reader_opens_only_the_files_of_its_blocks(tmp_path: Path, store: ModelStore) -> None:
     """Blocks [1, 3) of 5: the kernel saw the index, the config and two block files opened, their bytes and no more."""
     config = CONFIG | {"num_hidden_layers": 5}
     write_folder(tmp_path / "m", config, random_tensors(config))
@@ -67,71 +65,6 @@ def test_memory_is_not_the_models(tmp_path: Path) -> None:
     for weights, largest, grown in rows:
         assert weights > 200e6
         assert grown < largest, f"{weights=} {largest=} {grown=}"
-
-
-def _can_mount() -> bool:
-    return subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode == 0
-
-
-FULL = """
-import sys
-from pathlib import Path
-from splitinfer.segment_runtime.store.errors import DiskFull
-from splitinfer.segment_runtime.store import importer
-from splitinfer.segment_runtime.store.reader import ModelStore
-
-small, large, root, foresight = sys.argv[1:]
-store = ModelStore(Path(root))
-old = importer.import_model(small, name="m", store=store)
-if foresight == "no":
-    # As if the disk had filled up after the import had looked.
-    real = importer.shutil.disk_usage
-    looks = []
-    def disk_usage(path):
-        looks.append(path)
-        return real(path)._replace(free=1 << 40) if len(looks) == 1 else real(path)
-    importer.shutil.disk_usage = disk_usage
-try:
-    importer.import_model(large, name="m", store=store)
-except DiskFull as error:
-    print(error.needed_bytes, error.free_bytes)
-    print(error, file=sys.stderr)
-model = store.open("m")
-assert model.digest == old.digest
-for unit in model.index.units:
-    model.read_unit(unit)
-assert [p.name for p in store.root.iterdir()] == ["m"]
-"""
-
-# A real full disk needs a mount of its own; everyone else has the injected one of tests/unit/store/test_publish.py.
-if os.geteuid() == 0 and _can_mount():
-
-    @pytest.mark.parametrize("foresight", ["yes", "no"])
-    def test_a_full_disk_loses_nothing(tmp_path: Path, foresight: str) -> None:
-        """A tmpfs of 2 MB and a model of 6 MB: needed and free bytes in the error, the old model whole, nothing else."""
-        write_folder(tmp_path / "small")
-        config = CONFIG | {"intermediate_size": 10_000}
-        large = random_tensors(config)
-        write_folder(tmp_path / "large", config, large)
-        mount = tmp_path / "mount"
-        mount.mkdir()
-        script = 'mount -t tmpfs -o size=2m tmpfs "$1" && shift && exec "$@"'
-        child = [
-            sys.executable,
-            "-c",
-            FULL,
-            str(tmp_path / "small"),
-            str(tmp_path / "large"),
-            f"{mount}/store",
-            foresight,
-        ]
-        command = ["unshare", "--mount", "sh", "-c", script, "sh", str(mount), *child]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        needed, free = (int(word) for word in done.stdout.split())
-        assert needed == sum(t.nbytes for t in large.values())
-        assert 0 < free < 2 << 20
-        assert f"needs {needed:,} bytes, {free:,} are free" in done.stderr
 
 
 def test_reading_copies_nothing(tmp_path: Path, store: ModelStore) -> None:

@@ -54,8 +54,6 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["up", "--port", "0", "--model", "none"], "error: --model: no model 'none' in"),
         (["up", "--port", "0", "-f", "/nowhere.yaml"], "error: -f: /nowhere.yaml: No such file or directory"),
         (["up", "--port", "0", "-f", "m", "--model", "x"], "error: --model: the manifest names the model"),
-        (["status"], "error: --url: no local pipeline is running; start one with `splitinfer up`\n"),
-        (["chat"], "error: --url: no local pipeline is running; start one with `splitinfer up`\n"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -77,6 +75,20 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert shown.out == ""
     assert shown.err.startswith(expected)
     assert shown.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["status", "chat"])
+def test_without_a_pipeline_no_flag_is_to_blame(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nobody gave ``--url``: the message is about the pipeline, and the input was right, so the exit code is 1."""
+    monkeypatch.setenv("SPLITINFER_HOME", str(tmp_path))
+    assert cli.main([command]) == 1
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == (
+        "",
+        "error: no local pipeline is running; start one with `splitinfer up`\n",
+    )
 
 
 @pytest.mark.parametrize(

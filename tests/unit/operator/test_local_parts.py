@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from splitinfer.operator.errors import UserError
+from splitinfer.operator.errors import CommandFailed, UserError
 from splitinfer.operator.local import runfile
 from splitinfer.operator.local.control import ControlClient, ControlError, PlanRefused
 from splitinfer.operator.local.machine import available_memory
@@ -62,13 +62,14 @@ def test_memory_is_the_least_of_what_machine_and_control_group_give(tmp_path: Pa
     assert available_memory(tmp_path / "absent", nothing) is None
 
 
-def run_file(port: int, pid: int | None = None, started: int | None = None) -> RunFile:
+def run_file(port: int, pid: int | None = None, started: int | None = None, serving: bool = True) -> RunFile:
     """A run file of this very process, or of another."""
     pid = os.getpid() if pid is None else pid
     return RunFile(
         endpoint=f"http://127.0.0.1:{port}",
         control="http://127.0.0.1:1",
         model="tiny",
+        serving=serving,
         pid=pid,
         started=(runfile.started_at(pid) or 0) if started is None else started,
         processes={},
@@ -77,20 +78,48 @@ def run_file(port: int, pid: int | None = None, started: int | None = None) -> R
 
 def test_the_only_pipeline_needs_no_name(tmp_path: Path) -> None:
     """One: it. Two: the one that is named, or an error that lists them."""
-    runfile.write(run_file(8000), 8000, tmp_path)
+    runfile.write(run_file(8000), "8000", tmp_path)
     assert runfile.the_one(None, tmp_path).endpoint == "http://127.0.0.1:8000"
 
-    runfile.write(run_file(8001), 8001, tmp_path)
+    runfile.write(run_file(8001), "8001", tmp_path)
     assert runfile.the_one("http://127.0.0.1:8001/v1", tmp_path).endpoint == "http://127.0.0.1:8001"
-    with pytest.raises(UserError, match="several pipelines are running"):
+    with pytest.raises(CommandFailed, match=r"^several pipelines are running .*; name one with --url$"):
         runfile.the_one(None, tmp_path)
+
+
+def test_no_pipeline_is_no_fault_of_a_flag(tmp_path: Path) -> None:
+    """Nobody gave ``--url``, so the message does not begin with it; it says what to do."""
+    with pytest.raises(
+        CommandFailed, match=r"^no local pipeline is running; start one with `splitinfer up`$"
+    ):
+        runfile.the_one(None, tmp_path)
+
+
+def test_a_pipeline_that_starts_is_known_but_has_no_endpoint_to_talk_to(tmp_path: Path) -> None:
+    """``status`` finds it; ``chat`` is told to wait."""
+    runfile.write(run_file(8000, serving=False), "8000", tmp_path)
+    assert not runfile.the_one(None, tmp_path).serving
+    with pytest.raises(CommandFailed, match=r"http://127\.0\.0\.1:8000 is starting .*`splitinfer status`"):
+        runfile.endpoint_of_the_one(tmp_path)
+
+
+@pytest.mark.parametrize(("serving", "does"), [(True, "is served"), (False, "is being started")])
+def test_a_port_of_a_pipeline_that_starts_is_taken(tmp_path: Path, serving: bool, does: str) -> None:
+    """Nothing listens there yet, and a second `up` would take the first one's run file; a stale file claims nothing."""
+    parent = os.getppid()
+    runfile.write(run_file(8000, pid=parent, serving=serving), "8000", tmp_path)
+    with pytest.raises(UserError, match=f"^--port: 8000: a pipeline {does} there by process {parent}"):
+        runfile.claim(8000, tmp_path)
+    assert runfile.claim(8001, tmp_path) == "8001"
+    runfile.write(run_file(8000, pid=parent, started=1), "8000", tmp_path)
+    assert runfile.claim(8000, tmp_path) == "8000"
 
 
 def test_a_pid_that_was_given_to_another_process_is_not_the_pipeline(tmp_path: Path) -> None:
     """Same process id, another start: stale, and removed; so is a file that cannot be read."""
     started = runfile.started_at(os.getpid())
     assert started is not None
-    runfile.write(run_file(8000, started=started - 1), 8000, tmp_path)
+    runfile.write(run_file(8000, started=started - 1), "8000", tmp_path)
     (tmp_path / "8001.json").write_text("{", "utf-8")
 
     assert runfile.running(tmp_path) == []

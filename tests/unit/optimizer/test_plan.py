@@ -144,6 +144,30 @@ def test_too_few_or_too_many_nodes_are_refused(make: Any, words: str) -> None:
     assert refused.value.field == "nodes"
 
 
+@pytest.mark.parametrize(
+    ("cuts", "message"),
+    [
+        ([40], "cut 40 is outside 1..29"),
+        ([0], "cut 0 is outside 1..29"),
+        ([30], "cut 30 is outside 1..29"),
+        ([5, -3], "cut -3 is outside 1..29"),
+        ([5, 3], "3 after 5: cuts must grow"),
+        ([5, 5], "5 after 5: cuts must grow"),
+    ],
+)
+def test_a_cut_that_is_none_is_said_by_its_number(cuts: list[int], message: str) -> None:
+    """In the words of who asked for cuts, not in those of the segments that would come of them."""
+    with pytest.raises(PlanError, match=message) as caught:
+        cuts_at(30, cuts, names(len(cuts) + 1))
+    assert caught.value.field == "cuts"
+
+
+def test_a_model_of_one_block_cannot_be_cut() -> None:
+    """There is no number to offer."""
+    with pytest.raises(PlanError, match="cut 1: a model of one block cannot be cut"):
+        cuts_at(1, [1], names(2))
+
+
 def test_a_budget_below_one_session_is_refused() -> None:
     """A plan under which no session fits is not one."""
     refused = refusal(lambda: plan(kv_budget_tokens=99))

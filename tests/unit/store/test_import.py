@@ -213,25 +213,6 @@ class TestSideFiles:
         assert import_model(folder, store=store).index.bos_token_id == expected
 
 
-def test_again_is_a_no_op_that_says_so(folder: Path, store: ModelStore) -> None:
-    """Equal content: stage ``unchanged``, and not even a time stamp changes."""
-    first = import_model(folder, store=store)
-    stamp = (first.path / "index.json").stat()
-    told: list[ImportProgress] = []
-    import_model(folder, store=store, progress=told.append)
-    assert told[-1].stage == "unchanged"
-    assert (first.path / "index.json").stat() == stamp
-
-
-def test_again_mends_a_damaged_model(folder: Path, store: ModelStore) -> None:
-    """The mend that the errors name works: equal content, but a stored file was damaged."""
-    model = import_model(folder, store=store)
-    (model.path / "block-001.safetensors").write_bytes(b"")
-    told: list[ImportProgress] = []
-    assert len(units(import_model(folder, store=store, progress=told.append))) == 5
-    assert told[-1].stage == "stored"
-
-
 def test_other_content_replaces(folder: Path, tmp_path: Path, store: ModelStore) -> None:
     """A new model under an old name takes its place whole; nothing of the old is left."""
     old = import_model(folder, store=store)

@@ -26,10 +26,10 @@ def register(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """One question, or a conversation until the end of input."""
-    from splitinfer.operator.local.runfile import the_one
+    from splitinfer.operator.local.runfile import endpoint_of_the_one
     from splitinfer.operator.openai import ChatClient
 
-    endpoint = arguments.url or the_one(None).endpoint
+    endpoint = arguments.url or endpoint_of_the_one()
     given = {
         "temperature": arguments.temperature,
         "top_p": arguments.top_p,

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from splitinfer.operator.local.control import EntryStatus, HostStatus, RangeStatus
+    from splitinfer.operator.local.runfile import RunFile
 
 
 def register(subparsers: Any) -> None:
@@ -23,7 +24,7 @@ def register(subparsers: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Ask the entry and print; 1 when it does not answer."""
+    """Ask the entry and print; 1 when it does not answer though it should."""
     from rich.console import Console
 
     from splitinfer.operator.errors import CommandFailed
@@ -31,16 +32,51 @@ def run(arguments: argparse.Namespace) -> int:
     from splitinfer.operator.local.runfile import the_one
 
     pipeline = the_one(arguments.url)
-    try:
-        raw, status = asyncio.run(_ask(pipeline.control))
-    except ControlError as error:
-        raise CommandFailed(f"{pipeline.endpoint}: the entry does not answer ({error})") from None
+    raw: dict[str, Any] = {"state": "starting"}
+    status: EntryStatus | None = None
+    if pipeline.control is not None:
+        try:
+            raw, status = asyncio.run(_ask(pipeline.control))
+        except ControlError as error:
+            if pipeline.serving:
+                raise CommandFailed(f"{pipeline.endpoint}: the entry does not answer ({error})") from None
     if arguments.output == "json":
-        json.dump({**raw, "endpoint": pipeline.endpoint, "model": pipeline.model}, sys.stdout, indent=2)
+        facts = {
+            "endpoint": pipeline.endpoint,
+            "model": pipeline.model,
+            "serving": pipeline.serving,
+            "processes": dict(pipeline.processes),
+        }
+        json.dump({**raw, **facts}, sys.stdout, indent=2)
         print()
-    else:
-        show(Console(), pipeline.endpoint, status)
+        return 0
+    console = Console()
+    if not pipeline.serving or status is None:
+        show_starting(console, pipeline, status)
+    if status is not None and (pipeline.serving or status.plan is not None):
+        show(console, pipeline.endpoint or "unknown", status)
     return 0
+
+
+def show_starting(console: Console, pipeline: RunFile, status: EntryStatus | None) -> None:
+    """What a pipeline that does not serve yet, or whose entry is coming back, is busy with."""
+    from splitinfer.operator.local.show import format_bytes
+
+    where = f" at {pipeline.endpoint}/v1" if pipeline.endpoint else ""
+    what = "its entry is starting again" if pipeline.serving else "a pipeline is starting"
+    doing = ""
+    if status is not None and status.progress.total_bytes:
+        loaded, total = status.progress.loaded_bytes, status.progress.total_bytes
+        doing = f", blocks loaded: {format_bytes(loaded)} of {format_bytes(total)} ({100 * loaded // total}%)"
+    names = ", ".join(sorted(pipeline.processes)) or "none yet"
+    console.print(
+        f"{pipeline.model}{where}: {what}{doing}\nprocesses: {names}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    if status is not None and status.last_error:
+        console.print(f"last error: {status.last_error}", markup=False, highlight=False, soft_wrap=True)
 
 
 async def _ask(control: str) -> tuple[dict[str, Any], EntryStatus]:

@@ -12,29 +12,24 @@ import errno
 import os
 import shutil
 import socket
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from rich.console import Console
 
 from splitinfer.operator.errors import CommandFailed, UserError
-from splitinfer.operator.local import runfile
-from splitinfer.operator.local.control import EntryStatus
 from splitinfer.operator.local.decide import ENTRY
 from splitinfer.operator.local.lifetime import Stop, ask_on_signals, ask_when_orphaned
 from splitinfer.operator.local.models import home
+from splitinfer.operator.local.programs import LOOPBACK, Commands, RuntimeCommands
+from splitinfer.operator.local.recorder import Recorder
 from splitinfer.operator.local.request import Request
 from splitinfer.operator.local.show import Screen
 from splitinfer.operator.local.supervisor import Supervisor
 from splitinfer.operator.openai import ChatClient
 
-LOOPBACK = "127.0.0.1"
 INTERRUPTED = 130
-DRAIN_SECONDS = 5.0
-"""What a process gives its requests to finish; less than the grace after which it is killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,63 +49,6 @@ class Settings:
     max_tokens: int = 128
     once: bool = False
     grace_seconds: float = 10.0
-
-
-class Commands(Protocol):
-    """How the processes are started."""
-
-    def host(self, request: Request, node: str) -> Sequence[str]:
-        """Command of a node's host."""
-
-    def entry(self, request: Request, port: int) -> Sequence[str]:
-        """Command of the entry, its endpoint on ``port``."""
-
-
-def _threads(request: Request) -> Sequence[str]:
-    return () if request.threads is None else ("--threads", str(request.threads))
-
-
-class RuntimeCommands:
-    """The real processes: modules of the runtime, in this interpreter.
-
-    ``-P`` keeps the working directory off their module path.
-    """
-
-    def host(self, request: Request, node: str) -> Sequence[str]:
-        """A host that starts empty."""
-        limit = request.memory_limit_bytes
-        return (
-            *self._module("splitinfer.segment_runtime.host"),
-            *("--node", node),
-            *("--listen", f"{LOOPBACK}:0"),
-            *("--metrics-port", "0"),
-            *("--store", str(request.model.root)),
-            *("--engine", request.engine_of(node)),
-            *("--device", request.device),
-            *_threads(request),
-            *(() if limit is None else ("--memory-limit-bytes", str(limit))),
-            *("--grace-seconds", str(DRAIN_SECONDS)),
-            "--exit-with-parent",
-        )
-
-    def entry(self, request: Request, port: int) -> Sequence[str]:
-        """An entry without a plan."""
-        return (
-            *self._module("splitinfer.segment_runtime.entry"),
-            *("--listen", f"{LOOPBACK}:{port}"),
-            *("--control", f"{LOOPBACK}:0"),
-            *("--data", f"{LOOPBACK}:0"),
-            *("--store", str(request.model.root)),
-            *("--model", request.model.name),
-            *("--engine", request.engine),
-            *("--device", request.device),
-            *_threads(request),
-            *("--grace-seconds", str(DRAIN_SECONDS)),
-            "--exit-with-parent",
-        )
-
-    def _module(self, name: str) -> Sequence[str]:
-        return (sys.executable, "-P", "-m", name)
 
 
 def check_port(port: int) -> None:
@@ -141,12 +79,13 @@ async def serve(
         0 when it served and was stopped, 130 when it was stopped before that, or before the one answer.
 
     Raises:
+        UserError: another pipeline has the port.
         CommandFailed: it could not serve, or could not answer the prompt.
     """
     parent = os.getppid()
     commands = commands or RuntimeCommands()
     screen = Screen(console or Console())
-    recorder = _Recorder(screen)
+    recorder = Recorder(screen, request.model.name, settings.port)
     logs = _fresh_folder(home() / "logs" / str(settings.port or f"pid-{os.getpid()}"))
     supervisor = Supervisor(
         request.plan,
@@ -160,18 +99,18 @@ async def serve(
     stop = Stop(again=supervisor.kill)
     ask_on_signals(stop)
     screen.plan(request)
+    recorder.begin(supervisor)
     async with _supervised(supervisor, stop, settings.grace_seconds, parent, screen) as supervision:
-        with screen:
-            await _first_of(supervision, stop.wait(), supervisor.serving.wait())
-        if stop.asked():
-            screen.note(f"stopping: {stop.why}")
-            return INTERRUPTED
-        endpoint = f"http://{supervisor.listening(ENTRY)['http']}"
-        port = int(endpoint.rpartition(":")[2])
-        supervisor.amend(ENTRY, commands.entry(request, port))
-        _print_endpoint(screen, endpoint, request.model.name)
-        recorder.begin(supervisor, endpoint, request.model.name, port)
         try:
+            with screen:
+                await _first_of(supervision, stop.wait(), supervisor.serving.wait())
+            if stop.asked():
+                screen.note(f"stopping: {stop.why}")
+                return INTERRUPTED
+            endpoint = f"http://{supervisor.listening(ENTRY)['http']}"
+            supervisor.amend(ENTRY, commands.entry(request, int(endpoint.rpartition(":")[2])))
+            _print_endpoint(screen, endpoint, request.model.name)
+            recorder.served()
             if settings.prompt is not None:
                 await _first_of(supervision, stop.wait(), _answer(screen, endpoint, request, settings))
             if not settings.once:
@@ -180,7 +119,6 @@ async def serve(
                 await _first_of(supervision, stop.wait())
         finally:
             recorder.end()
-            (runfile.run_folder() / f"{port}.json").unlink(missing_ok=True)
         if stop.asked():
             screen.note(f"stopping: {stop.why}")
     return INTERRUPTED if settings.once and stop.asked() else 0
@@ -243,54 +181,6 @@ async def _answer(screen: Screen, endpoint: str, request: Request, settings: Set
 
 def _print_endpoint(screen: Screen, endpoint: str, model: str) -> None:
     screen.note(f"endpoint: {endpoint}/v1 (model {model})")
-
-
-class _Recorder:
-    """A `Listener` that keeps the run file true, before it lets the screen tell what changed."""
-
-    def __init__(self, screen: Screen) -> None:
-        self._screen = screen
-        self._write: Callable[[], None] | None = None
-
-    def begin(self, supervisor: Supervisor, endpoint: str, model: str, port: int) -> None:
-        """Write the run file, and from now on again whenever a process changes."""
-        pid = os.getpid()
-        started = runfile.started_at(pid) or 0
-
-        def write() -> None:
-            control = supervisor.listening(ENTRY).get("control")
-            if control is None:
-                return  # the entry is starting; its new address is written when it is up
-            run = runfile.RunFile(
-                endpoint=endpoint,
-                control=f"http://{control}",
-                model=model,
-                pid=pid,
-                started=started,
-                processes={name: child.pid for name, child in supervisor.children.items()},
-            )
-            runfile.write(run, port)
-
-        self._write = write
-        write()
-
-    def end(self) -> None:
-        """Write no more."""
-        self._write = None
-
-    def process(self, name: str, what: str) -> None:
-        """A process changed."""
-        if self._write is not None:
-            self._write()
-        self._screen.process(name, what)
-
-    def status(self, status: EntryStatus) -> None:
-        """The entry was asked."""
-        self._screen.status(status)
-
-    def note(self, text: str) -> None:
-        """Something a person should know."""
-        self._screen.note(text)
 
 
 def _fresh_folder(path: Path) -> Path:

@@ -174,11 +174,7 @@ def _place(
                 f"{count} nodes for {len(cuts) + 1} segments; use --nodes {len(cuts) + 1}, or cut less",
             )
         names = _names(count)
-        return names, _planned(
-            "--cuts",
-            f"cuts rise and lie between 1 and {blocks - 1}",
-            lambda: cuts_at(blocks, cuts, names[: len(cuts) + 1]),
-        )
+        return names, _planned("--cuts", "", lambda: cuts_at(blocks, cuts, names[: len(cuts) + 1]))
     names = _names(min(DEFAULT_NODES, blocks) if options.nodes is None else options.nodes)
     return names, _planned("--nodes", "", lambda: equal_cuts(blocks, names))
 

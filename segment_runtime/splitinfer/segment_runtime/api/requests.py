@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError, from_json
 
+from splitinfer.segment_runtime.api.duplicates import repeated_key
 from splitinfer.segment_runtime.api.errors import ApiError, invalid
 from splitinfer.segment_runtime.api.refusals import CHAT, COMPLETION, MESSAGE, Refusal, without_neutral
 
@@ -193,6 +194,12 @@ def _parse_object(body: bytes, refusals: Mapping[str, Refusal]) -> dict[str, Any
         raise invalid(None, f"The body is not valid JSON: {error}.", "invalid_json") from None
     if not isinstance(parsed, dict):
         raise invalid(None, "The body must be a JSON object.", "invalid_json")
+    if (repeated := repeated_key(body)) is not None:
+        raise invalid(
+            repeated,
+            f"Duplicate parameter: '{repeated}' is given more than once; keep one.",
+            "duplicate_parameter",
+        )
     return without_neutral(parsed, refusals)
 
 

@@ -74,8 +74,6 @@ class Coordinator:
         pipeline.on_broken = self.broken
         pipeline.on_given_up = self._forget_session
 
-    # --- what others say ---------------------------------------------------------------------------
-
     def accept(self, plan: Plan, hosts: Mapping[str, str]) -> None:
         """Take a plan as the one to serve next; the change happens in `run`.
 
@@ -131,8 +129,6 @@ class Coordinator:
         self.breakage.cancel()
         await self.members.close()
 
-    # --- what the status says ----------------------------------------------------------------------
-
     @property
     def state(self) -> str:
         """``empty``, ``preparing``, ``serving``, ``recovering`` or ``failed``."""
@@ -160,8 +156,6 @@ class Coordinator:
         """Bytes loaded and to load of the change that runs."""
         loaded = self._loaded.values()
         return sum(done for done, _ in loaded), sum(total for _, total in loaded)
-
-    # --- the task --------------------------------------------------------------------------------------
 
     def _newer_target(self) -> Plan | None:
         target = self._target

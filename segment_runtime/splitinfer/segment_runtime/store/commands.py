@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +50,7 @@ def run_import(args: argparse.Namespace) -> int:
     from splitinfer.segment_runtime.store.importer import import_model
 
     last = ""
+    began = time.monotonic()
 
     try:
         with _progress() as show:
@@ -66,7 +68,11 @@ def run_import(args: argparse.Namespace) -> int:
         print("error: interrupted; nothing was stored", file=sys.stderr)
         return INTERRUPTED
     index = model.index
-    done = "is stored already, with the same content" if last == "unchanged" else "stored"
+    seconds = time.monotonic() - began
+    if last == "unchanged":
+        done = f"is stored already, with the same content (compared in {seconds:.1f} s, nothing written)"
+    else:
+        done = f"stored in {seconds:.1f} s"
     print(
         f"{index.name}: {done}: {index.model_type}, {index.blocks} blocks, {size(index.weight_bytes)} in {model.path}"
     )

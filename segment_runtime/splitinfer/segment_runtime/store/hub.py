@@ -8,7 +8,9 @@ The endpoint is ``HF_ENDPOINT``.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -51,8 +53,40 @@ def fetch_snapshot(
         UnsupportedSource: a repository without safetensors or without config, before anything large is fetched.
         ImportFailed: the network or the disk; whole files are kept, so the next import goes on from there.
     """
-    import httpx2
     from huggingface_hub import HfApi, snapshot_download
+
+    with _errors(revision, text):
+        info = HfApi(endpoint=_endpoint()).model_info(repo, revision=revision)
+        _check(info, text)
+        folder = snapshot_download(
+            repo,
+            revision=info.sha,
+            endpoint=_endpoint(),
+            allow_patterns=list(ALLOWED),
+            max_workers=4,
+            tqdm_class=_reporter(progress),
+        )
+    return Path(folder), str(info.sha)
+
+
+def commit_of(repo: str, revision: str | None, text: str) -> str:
+    """The commit that a revision is now; a commit is itself, without asking. Raises as `fetch_snapshot`."""
+    if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
+        return revision
+    from huggingface_hub import HfApi
+
+    with _errors(revision, text):
+        return str(HfApi(endpoint=_endpoint()).model_info(repo, revision=revision).sha)
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("HF_ENDPOINT") or None
+
+
+@contextmanager
+def _errors(revision: str | None, text: str) -> Iterator[None]:
+    """The library's errors as the store's."""
+    import httpx2
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HFValidationError,
@@ -60,18 +94,8 @@ def fetch_snapshot(
         RevisionNotFoundError,
     )
 
-    endpoint = os.environ.get("HF_ENDPOINT") or None
     try:
-        info = HfApi(endpoint=endpoint).model_info(repo, revision=revision)
-        _check(info, text)
-        folder = snapshot_download(
-            repo,
-            revision=info.sha,
-            endpoint=endpoint,
-            allow_patterns=list(ALLOWED),
-            max_workers=4,
-            tqdm_class=_reporter(progress),
-        )
+        yield
     except HFValidationError as error:
         raise SourceNotFound(f"{text}: not the name of a repository: {error}") from None
     except RevisionNotFoundError:
@@ -86,7 +110,6 @@ def fetch_snapshot(
         raise ImportFailed(
             f"{text}: could not be fetched: {error}; nothing was stored. Import again: files that were fetched whole are kept"
         ) from error
-    return Path(folder), str(info.sha)
 
 
 def _check(info: ModelInfo, text: str) -> None:

@@ -7,18 +7,21 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from splitinfer.segment_runtime.store.architectures import Architecture, architecture_of
 from splitinfer.segment_runtime.store.checkpoint import Checkpoint
+from splitinfer.segment_runtime.store.compare import same_content, whole
 from splitinfer.segment_runtime.store.dimensions import Dimensions, dimensions_of
 from splitinfer.segment_runtime.store.errors import (
+    DamagedModel,
     DamagedSource,
     DiskFull,
     ImportFailed,
-    StoreError,
+    ModelNotFound,
     UnsupportedSource,
 )
 from splitinfer.segment_runtime.store.hf_folder import parse_tokenizer
@@ -39,8 +42,9 @@ class ImportProgress:
     """Where an import is.
 
     Attributes:
-        stage: ``download`` from a hub, ``wait`` for another import of the name, ``write``, ``check`` against the
-            model of that name that is there already; then ``stored``, or ``unchanged``: the same content was there.
+        stage: ``download`` from a hub, ``wait`` for another import of the name, ``check`` against the model of
+            that name that is there already, ``write`` if it is another or damaged; then ``stored``, or ``unchanged``:
+            the same content was there, and nothing was written.
         done_bytes: of this stage.
         total_bytes: of this stage.
         unit: the unit being written, else empty.
@@ -82,6 +86,12 @@ def import_model(
     name = check_name(
         name if name is not None else re.sub(r"[^A-Za-z0-9._-]+", "-", parsed.name).strip("-._")
     )
+    if parsed.pin is not None and name in store.names():
+        with suppress(DamagedModel, ModelNotFound):  # what cannot be opened is stored anew
+            model = store.open(name)
+            if _stored_pin(parsed.pin, model, tell):
+                tell(ImportProgress("unchanged", name, model.index.weight_bytes, model.index.weight_bytes))
+                return model
     checkpoint = parsed.open(lambda done, total: tell(ImportProgress("download", name, done, total)))
     plan = _plan(checkpoint, require_tokenizer)
     try:
@@ -134,22 +144,37 @@ def _plan(checkpoint: Checkpoint, require_tokenizer: bool) -> _Plan:
 
 
 def _store(checkpoint: Checkpoint, plan: _Plan, name: str, root: Path, tell: Progress) -> StoredModel:
-    if plan.weight_bytes + _SIDE_ROOM > shutil.disk_usage(root).free:
-        raise _disk_full(root, plan.weight_bytes)
-    with partial_folder(root, name) as partial:
-        units = _write_units(checkpoint, plan, name, partial, tell)
-        files = _write_sides(checkpoint, plan, partial)
-        index = _index(checkpoint, plan, name, units, files)
-        write_file(partial / INDEX_FILE, index.sealed().model_dump_json(indent=1).encode())
-        if _holds(
-            root / name, index, lambda done: tell(ImportProgress("check", name, done, index.weight_bytes))
-        ):
-            stage: Stage = "unchanged"
-        else:
+    sides = _sides(checkpoint, plan)
+
+    def index(units: Mapping[str, UnitIndex], files: Mapping[str, FileIndex]) -> ModelIndex:
+        return _index(checkpoint, plan, name, units, files)
+
+    total = plan.weight_bytes
+    stage: Stage = "unchanged"
+    if not same_content(
+        root / name, checkpoint, plan.layout.units, sides, index, _checking(tell, name, total)
+    ):
+        if total + _SIDE_ROOM > shutil.disk_usage(root).free:
+            raise _disk_full(root, total)
+        with partial_folder(root, name) as partial:
+            units = _write_units(checkpoint, plan, name, partial, tell)
+            files = _write_sides(sides, partial)
+            write_file(partial / INDEX_FILE, index(units, files).sealed().model_dump_json(indent=1).encode())
             publish(partial, root / name)
-            stage = "stored"
-    tell(ImportProgress(stage, name, index.weight_bytes, index.weight_bytes))
-    return StoredModel(root / name)
+        stage = "stored"
+    model = StoredModel(root / name)
+    tell(ImportProgress(stage, name, model.index.weight_bytes, model.index.weight_bytes))
+    return model
+
+
+def _checking(tell: Progress, name: str, total: int) -> Callable[[int], None]:
+    return lambda done: tell(ImportProgress("check", name, min(done, total), total))
+
+
+def _stored_pin(pin: Callable[[], str], model: StoredModel, tell: Progress) -> bool:
+    """Whether a stored model came from the very content that the source names, and is whole."""
+    index = model.index
+    return index.source == pin() and whole(model, _checking(tell, index.name, index.weight_bytes))
 
 
 def _write_units(
@@ -168,14 +193,19 @@ def _write_units(
     return units
 
 
-def _write_sides(checkpoint: Checkpoint, plan: _Plan, folder: Path) -> dict[str, FileIndex]:
+def _sides(checkpoint: Checkpoint, plan: _Plan) -> dict[str, tuple[str, bytes]]:
+    """The files beside the weights: what the index calls them, and their names and content."""
     config = json.dumps(plan.config, indent=2, sort_keys=True).encode()
-    files = {"config": write_file(folder / "config.json", config)}
+    sides = {"config": ("config.json", config)}
     if checkpoint.tokenizer is not None:
-        files["tokenizer"] = write_file(folder / "tokenizer.json", checkpoint.tokenizer)
+        sides["tokenizer"] = ("tokenizer.json", checkpoint.tokenizer)
     if checkpoint.chat_template is not None:
-        files["chat_template"] = write_file(folder / "chat_template.jinja", checkpoint.chat_template.encode())
-    return files
+        sides["chat_template"] = ("chat_template.jinja", checkpoint.chat_template.encode())
+    return sides
+
+
+def _write_sides(sides: Mapping[str, tuple[str, bytes]], folder: Path) -> dict[str, FileIndex]:
+    return {name: write_file(folder / file, data) for name, (file, data) in sides.items()}
 
 
 def _index(
@@ -205,24 +235,6 @@ def _index(
             "files": files,
         }
     )
-
-
-def _holds(folder: Path, index: ModelIndex, checked: Callable[[int], None]) -> bool:
-    """Whether the folder has this very content, every byte of it: a damaged model is mended by importing it again."""
-    try:
-        model = StoredModel(folder)
-        if model.digest != index.digest:
-            return False
-        for file in model.index.files:
-            model.read_file(file)
-        done = 0
-        for unit, entry in model.index.units.items():
-            model.read_unit(unit)
-            done += entry.bytes
-            checked(done)
-    except StoreError:
-        return False
-    return True
 
 
 def _disk_full(root: Path, needed: int) -> DiskFull:

@@ -21,11 +21,20 @@ Download = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A source that was understood: its text, the name it suggests, and how it is opened."""
+    """A source that was understood.
+
+    Attributes:
+        text: as the user wrote it.
+        name: what it suggests.
+        open: how it is opened.
+        pin: tells its content without fetching it, as the index names the source of a model that came from it; None
+            where only reading tells.
+    """
 
     text: str
     name: str
     open: Callable[[Download], Checkpoint]
+    pin: Callable[[], str] | None = None
 
 
 def parse_source(source: str | Path) -> Source:
@@ -94,10 +103,15 @@ def _hub(text: str, rest: str) -> Source:
         raise SourceNotFound(f"{text}: a hub source is hf://ORG/NAME or hf://ORG/NAME@REVISION")
     repo, revision = match["repo"], match["revision"]
 
+    def pin() -> str:
+        from splitinfer.segment_runtime.store.hub import commit_of
+
+        return f"hf://{repo}@{commit_of(repo, revision, text)}"
+
     def fetch(download: Download) -> Checkpoint:
         from splitinfer.segment_runtime.store.hub import fetch_snapshot
 
         folder, commit = fetch_snapshot(repo, revision, text, download)
         return HfFolder(folder, f"hf://{repo}@{commit}")
 
-    return Source(text, match["name"], fetch)
+    return Source(text, match["name"], fetch, pin)

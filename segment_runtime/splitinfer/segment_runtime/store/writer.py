@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -73,25 +73,45 @@ def write_unit(
         DamagedSource: a NaN or an infinity, naming the tensor.
         OSError: the disk is full or gone.
     """
+    tensors = unit_tensors(unit, checkpoint)
+    header, pieces = unit_content(unit, tensors, checkpoint)
+    with _HashedFile(path) as file:
+        file.write(header)
+        for piece in pieces:
+            file.write(piece)
+            written(piece.nbytes)
+    return UnitIndex(**file.entry().model_dump(), tensors=tensors)
+
+
+def unit_tensors(unit: Mapping[str, str], checkpoint: Checkpoint) -> dict[str, TensorIndex]:
+    """Shapes and dtypes of a unit as the index has them."""
     tensors = {}
     for inside, name in sorted(unit.items()):
         info = checkpoint.tensors[name]
         assert info.dtype is not None, "the layout refuses dtypes the store does not hold"
         tensors[inside] = TensorIndex.model_validate({"shape": info.shape, "dtype": info.dtype})
+    return tensors
+
+
+def unit_content(
+    unit: Mapping[str, str], tensors: Mapping[str, TensorIndex], checkpoint: Checkpoint
+) -> tuple[bytes, Iterator[memoryview]]:
+    """What the file of a unit holds: its header, then its tensors in pieces. The pieces raise DamagedSource."""
     # Wide elements first, so that every tensor stays aligned to its element.
     order = sorted(tensors, key=lambda inside: (-NUMPY_DTYPES[tensors[inside].dtype].itemsize, inside))
-    with _HashedFile(path) as file:
-        file.write(make_header((inside, tensors[inside].dtype, tensors[inside].shape) for inside in order))
+    header = make_header((inside, tensors[inside].dtype, tensors[inside].shape) for inside in order)
+
+    def pieces() -> Iterator[memoryview]:
         for inside in order:
             count = 0
             for piece in checkpoint.pieces(unit[inside]):
                 assert piece.dtype == NUMPY_DTYPES[tensors[inside].dtype], f"{unit[inside]}: {piece.dtype}"
                 check_finite(checkpoint.where, unit[inside], tensors[inside].dtype, piece)
-                file.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
+                yield np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
                 count += piece.size
-                written(piece.nbytes)
             assert count == np.prod(tensors[inside].shape), f"{unit[inside]}: {count} elements"
-    return UnitIndex(**file.entry().model_dump(), tensors=tensors)
+
+    return header, pieces()
 
 
 def check_finite(where: str, name: str, dtype: str, piece: NDArray[Any]) -> None:
