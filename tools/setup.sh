@@ -43,6 +43,10 @@ if ! "$venv/bin/python" -c 'import pip' 2>/dev/null || ! suits "$venv/bin/python
     "$python" -m venv --clear "$venv"
 fi
 
+# pip builds this project in an environment of its own, which --constraint does not reach; these do: the first up to
+# pip 26.1, the second from 25.3 on.
+export PIP_CONSTRAINT=$PWD/requirements.lock PIP_BUILD_CONSTRAINT=$PWD/requirements.lock
+
 install() {
     "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off \
         --constraint requirements.lock ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} "$@"

@@ -34,9 +34,12 @@ def pins() -> dict[str, Version]:
 
 
 def asked() -> list[str]:
-    """Every requirement of the project and its extras."""
+    """Every requirement of the project, of its extras and of its build."""
     extras: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
-    return sorted({*PROJECT["project"]["dependencies"], *(r for extra in extras.values() for r in extra)})
+    build: list[str] = PROJECT["build-system"]["requires"]
+    return sorted(
+        {*PROJECT["project"]["dependencies"], *build, *(r for extra in extras.values() for r in extra)}
+    )
 
 
 @pytest.mark.parametrize("text", asked())
