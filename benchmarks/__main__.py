@@ -21,8 +21,12 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=runtime.Sizes.threads, help="threads of every process")
     parser.add_argument("--seeds", type=int, default=3, help="optimizer: instances of each kind")
     parser.add_argument("--seconds", type=float, default=5.0, help="optimizer: time that each rival gets")
+    parser.add_argument("--engine", default=runtime.Sizes.engine, help="runtime: onnx or torch")
+    parser.add_argument("--dtype", default=runtime.Sizes.dtype, help="runtime: float32, int8, int4, ...")
     args = parser.parse_args()
-    sizes = replace(runtime.Sizes(), repeats=args.repeats, threads=args.threads)
+    sizes = replace(
+        runtime.Sizes(), repeats=args.repeats, threads=args.threads, engine=args.engine, dtype=args.dtype
+    )
 
     def note(text: str) -> None:
         print(text, file=sys.stderr, flush=True)

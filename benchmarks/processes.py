@@ -152,6 +152,7 @@ def chain(
     *entry_options: str,
     concurrency: int = 16,
     context: int = 1024,
+    engine: str = "torch",
     dtype: str = "float32",
 ) -> Iterator[Chain]:
     """``nodes`` hosts with equal cuts and an entry; stopped on the way out."""
@@ -164,7 +165,7 @@ def chain(
             stack.callback(started.stop)
             return started
 
-        common = ("--store", store, "--threads", str(threads), "--exit-with-parent")
+        common = ("--store", store, "--engine", engine, "--threads", str(threads), "--exit-with-parent")
         hosts = {
             f"node-{i}": worker(
                 "splitinfer.segment_runtime.host",

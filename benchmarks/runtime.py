@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.processes import Chain, Worker, chain
 from benchmarks.report import Row, Samples, table
@@ -25,6 +26,8 @@ class Sizes:
 
     repeats: int = 5
     threads: int = 2
+    engine: str = "torch"
+    dtype: str = "float32"
     new_tokens: int = 48
     prompt_tokens: int = 16
     long_prompt_tokens: int = 512
@@ -52,7 +55,7 @@ def single_stream(model: StoredModel, reference: Worker, sizes: Sizes, note: Not
     eight: list[float] = []
     ttft_ours: list[float] = []
     ttft_theirs: list[float] = []
-    with chain(model, 3, sizes.threads) as served:
+    with chain(model, 3, sizes.threads, engine=sizes.engine, dtype=sizes.dtype) as served:
         served.complete(prompt(sizes.prompt_tokens, 0), 8)  # warm
         served.complete(prompt(sizes.long_prompt_tokens, 0), 2)
         idle = [host.private_bytes() for host in served.hosts]
@@ -169,9 +172,15 @@ def micro_batches(model: StoredModel, sizes: Sizes, note: Note) -> list[Row]:
     users = 16
     options = ("--max-sessions", "8", "--min-sessions", "8", "--micro-batches")
     speeds: dict[str, list[float]] = {"1": [], "2": []}
+    plan: dict[str, Any] = {
+        "concurrency": users,
+        "context": 256,
+        "engine": sizes.engine,
+        "dtype": sizes.dtype,
+    }
     with (
-        chain(model, 2, 1, *options, "1", concurrency=users, context=256) as one,
-        chain(model, 2, 1, *options, "2", concurrency=users, context=256) as two,
+        chain(model, 2, 1, *options, "1", **plan) as one,
+        chain(model, 2, 1, *options, "2", **plan) as two,
     ):
         for turn in range(sizes.repeats + 1):
             for name, served in (("1", one), ("2", two)):
@@ -208,8 +217,9 @@ def run(sizes: Sizes, note: Note) -> str:
         finally:
             reference.stop()
     second = micro_batches(model, sizes, note)
+    what = f"{sizes.engine} engine, {sizes.dtype}"
     return (
-        table(f"Segment runtime, torch engine, float32, {sizes.threads} threads", first)
+        table(f"Segment runtime, {what}, {sizes.threads} threads; `generate` in float32", first)
         + "\n\n"
-        + table("Micro-batches, torch engine, float32, 1 thread per host", second)
+        + table(f"Micro-batches, {what}, 1 thread per host", second)
     )
