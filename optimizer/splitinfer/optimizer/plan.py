@@ -16,6 +16,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from splitinfer.optimizer.privacy import Privacy
+
 DTypeName = Literal["float32", "bfloat16", "float16", "int8", "int4"]
 ActivationName = Literal["float32", "bfloat16", "float16"]
 
@@ -102,10 +104,13 @@ class Plan(BaseModel):
     max_context_tokens: Annotated[int, Field(ge=1)]
     kv_budget_tokens: Annotated[int, Field(ge=1)]
     """Tokens of KV cache that every segment keeps room for: concurrency x maximum context."""
+    privacy: Privacy = Privacy()
+    """Holds for every repair of the plan too."""
 
     def model_post_init(self, _context: object) -> None:
         """The rules that no single field has. Raises PlanError."""
         check_segments(self.segments, self.blocks)
+        check_privacy(self.segments, self.privacy)
         if self.kv_budget_tokens < self.max_context_tokens:
             raise PlanError(
                 "kv_budget_tokens",
@@ -165,6 +170,18 @@ def check_segments(segments: Sequence[Segment], blocks: int) -> None:
         raise PlanError(
             f"segments[{len(segments) - 1}].stop", f"blocks [{expected}:{blocks}) are missing at the end"
         )
+
+
+def check_privacy(segments: Sequence[Segment], privacy: Privacy) -> None:
+    """Raise `PlanError` where a sensitive block lies on a node that is not trusted."""
+    for index, segment in enumerate(segments):
+        for block in range(segment.start, segment.stop):
+            if not privacy.may(segment.node, block):
+                raise PlanError(
+                    f"segments[{index}].node",
+                    f"block {block} is sensitive and {segment.node} is not trusted; trusted are: "
+                    f"{', '.join(privacy.trusted_nodes) or 'none'}",
+                )
 
 
 def equal_cuts(blocks: int, nodes: Sequence[str]) -> tuple[Segment, ...]:

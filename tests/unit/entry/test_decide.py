@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from splitinfer.optimizer.plan import ModelRef, Plan, PlanError, cuts_at
+from splitinfer.optimizer.privacy import Privacy
 from splitinfer.segment_runtime.entry.decide import (
     TARGET_ATTEMPTS,
     Situation,
@@ -82,6 +83,19 @@ def test_a_lost_or_leaving_host_is_replaced_by_its_neighbours() -> None:
     for situation in (now(OLD, broken=True), now(OLD, leaving=True)):
         repaired = next_plan(situation, {"b": 6, "c": 6}, 9)
         assert [str(s) for s in repaired.segments] == ["b[0:6]"]
+
+
+def test_a_recovery_keeps_to_the_privacy_of_the_plan() -> None:
+    """Nobody is there to ask: b has the room, but block 0 is sensitive and only a and c are trusted."""
+    privacy = Privacy(sensitive_blocks=(0,), trusted_nodes=("a", "c"))
+    private = Plan.model_validate(OLD.model_dump() | {"privacy": privacy.model_dump()})
+    repaired = next_plan(now(private, broken=True), {"b": 6, "c": 6}, 9)
+    assert ([str(s) for s in repaired.segments], repaired.privacy) == (
+        ["c[0:1]", "b[1:4]", "c[4:6]"],
+        privacy,
+    )
+    with pytest.raises(PlanError, match="trusted nodes left have room for 0 of the 1 sensitive blocks"):
+        next_plan(now(private, broken=True), {"b": 6}, 9)
 
 
 def test_without_room_there_is_no_plan() -> None:

@@ -20,6 +20,7 @@ from splitinfer.optimizer.plan import (
     cuts_at,
     equal_cuts,
 )
+from splitinfer.optimizer.privacy import Privacy
 
 
 def plan(**changes: Any) -> Plan:
@@ -244,3 +245,14 @@ def test_neighbours_meet(model: tuple[int, list[int]]) -> None:
     blocks, cuts = model
     for left, right in pairwise(cuts_at(blocks, cuts, names(len(cuts) + 1))):
         assert left.stop == right.start
+
+
+def test_a_plan_with_a_sensitive_block_on_an_untrusted_node_is_refused() -> None:
+    """By the path of the segment; with the node trusted it is a plan, and another one than without the promise."""
+    ends = (0, 29)
+    error = refusal(lambda: plan(privacy=Privacy(sensitive_blocks=(7, *ends), trusted_nodes=("a",))))
+    assert error.field == "segments[1].node"
+    assert error.message == "block 7 is sensitive and b is not trusted; trusted are: a"
+    kept = plan(privacy=Privacy(sensitive_blocks=ends, trusted_nodes=("a",)))
+    assert kept.digest != plan().digest
+    assert Plan.model_validate_json(kept.model_dump_json()) == kept

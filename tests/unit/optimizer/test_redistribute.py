@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 
 from splitinfer.optimizer.plan import PlanError, Segment, check_segments, cuts_at
+from splitinfer.optimizer.privacy import Privacy
 from splitinfer.optimizer.redistribute import redistribute
 
 NODES = ("a", "b", "c", "d")
@@ -88,3 +89,45 @@ def test_a_refusal_names_the_room_of_each_node_and_the_mend() -> None:
         redistribute(plan, 6, {"b": 3})
     with pytest.raises(PlanError, match="none is left"):
         redistribute(plan, 6, {})
+
+
+ENDS = Privacy(sensitive_blocks=(0, 1, 7), trusted_nodes=("safe", "vault"))
+"""The U-shape: both ends of eight blocks are sensitive."""
+
+
+def test_a_hole_of_sensitive_blocks_is_no_neighbours_unless_it_is_trusted() -> None:
+    """The untrusted neighbour has room and would be taken; the blocks go to the trusted node that is left instead."""
+    plan = (
+        Segment(node="vault", start=0, stop=2),
+        Segment(node="edge", start=2, stop=7),
+        Segment(node="safe", start=7, stop=8),
+    )
+    repaired = redistribute(plan, 8, {"edge": 8, "safe": 3}, ENDS)
+    assert said(repaired) == ["safe[0:2]", "edge[2:7]", "safe[7:8]"]
+
+
+def test_no_repair_breaks_privacy() -> None:
+    """Plenty of room, but not on trusted nodes: refused, with the numbers."""
+    plan = (Segment(node="safe", start=0, stop=8),)
+    with pytest.raises(
+        PlanError, match="trusted nodes left have room for 0 of the 2 sensitive blocks from 0 on"
+    ):
+        redistribute(plan, 8, {"edge": 8}, ENDS)
+
+
+@given(broken_plans(), st.sets(st.integers(0, 11)), st.sets(st.sampled_from([*NODES, "new"])))
+def test_sensitive_blocks_are_repaired_on_trusted_nodes_or_not_at_all(
+    broken: tuple[tuple[Segment, ...], int, dict[str, int]], sensitive: set[int], trusted: set[str]
+) -> None:
+    """Whatever broke: the repair covers all blocks within the room and keeps to the privacy, or it is refused."""
+    segments, blocks, room = broken
+    privacy = Privacy(sensitive_blocks=tuple(sorted(sensitive)), trusted_nodes=tuple(sorted(trusted)))
+    try:
+        repaired = redistribute(segments, blocks, room, privacy)
+    except PlanError:
+        return
+    check_segments(repaired, blocks)
+    for segment in repaired:
+        held = sum(other.blocks for other in repaired if other.node == segment.node)
+        assert held <= room[segment.node]
+        assert segment.node in trusted or not sensitive & set(range(segment.start, segment.stop))

@@ -31,6 +31,7 @@ from splitinfer.optimizer.plan import (
     cuts_at,
     equal_cuts,
 )
+from splitinfer.optimizer.privacy import Privacy
 
 DEFAULT_NODES = 3
 _PINS_MEND = "a local pipeline takes pins that cover every block once, in block order"
@@ -115,8 +116,9 @@ def make_request(resource: SplitInference, options: Options) -> Request:
         raise UserError("--threads", f"{options.threads}: a host needs at least 1")
     if options.capacity is None:
         nodes, segments = _place(resource, options, model.blocks)
+        privacy = Privacy()
     else:
-        nodes, segments = _solve(resource, options, options.capacity, model)
+        nodes, segments, privacy = _solve(resource, options, options.capacity, model)
     if len(segments) > spec.placement.max_segments:
         raise UserError(
             "spec.placement.maxSegments",
@@ -131,6 +133,7 @@ def make_request(resource: SplitInference, options: Options) -> Request:
         segments=segments,
         max_context_tokens=context,
         kv_budget_tokens=context * spec.workload.concurrency,
+        privacy=privacy,
     )
     engine = options.engine or spec.model.engine
     request = Request(
@@ -181,7 +184,7 @@ def _place(
 
 def _solve(
     resource: SplitInference, options: Options, capacity: CapacitySnapshot, model: ModelFacts
-) -> tuple[tuple[str, ...], tuple[Segment, ...]]:
+) -> tuple[tuple[str, ...], tuple[Segment, ...], Privacy]:
     """The solver's plan. Raises `CommandFailed` with the reason and what gives a plan, where there is none."""
     for flag, given in (("--nodes", options.nodes), ("--cuts", options.cuts)):
         if given is not None:
@@ -193,7 +196,11 @@ def _solve(
         if found.status == "infeasible":
             raise CommandFailed(explain(question, options.budget).sentence)
         raise CommandFailed("no plan was found in the time given, and none was ruled out")
-    return tuple(dict.fromkeys(segment.node for segment in found.segments)), found.segments
+    privacy = Privacy(
+        sensitive_blocks=question.constraints.sensitive_blocks,
+        trusted_nodes=tuple(node.name for node in question.snapshot.nodes if node.trusted),
+    )
+    return tuple(dict.fromkeys(segment.node for segment in found.segments)), found.segments, privacy
 
 
 def _planned(field: str, mend: str, make: Callable[[], T]) -> T:

@@ -64,7 +64,7 @@ def next_plan(now: Situation, room: Mapping[str, int], epoch: int) -> Plan:
     assert base is not None, now
     if all(node in room for node in base.nodes):
         return base.with_epoch(epoch)  # everybody is there: what broke was a link, or a host that is back
-    segments = redistribute(base.segments, base.blocks, room)
+    segments = redistribute(base.segments, base.blocks, room, base.privacy)
     return base.model_copy(update={"epoch": epoch, "segments": segments})
 
 
