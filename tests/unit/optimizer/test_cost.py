@@ -76,12 +76,16 @@ def test_a_second_range_on_a_node_counts_its_memory_once_with_the_first() -> Non
     question = tiny_question()
     for room, fits in ((250, True), (199, False)):
         nodes = tuple(
-            node.model_copy(update={"free_memory_bytes": Known(value=room * 1e6)}) if node.name == "gpu" else node
+            node.model_copy(update={"free_memory_bytes": Known(value=room * 1e6)})
+            if node.name == "gpu"
+            else node
             for node in question.snapshot.nodes
         )
         changed = replace(question, snapshot=question.snapshot.model_copy(update={"nodes": nodes}))
         found = judged(
-            compile_problem(changed), "box", segments(("box", 0, 1), ("gpu", 1, 2), ("box", 2, 3), ("gpu", 3, 4))
+            compile_problem(changed),
+            "box",
+            segments(("box", 0, 1), ("gpu", 1, 2), ("box", 2, 3), ("gpu", 3, 4)),
         )
         assert found is not None
         assert ("memory" not in found.broken) == fits
@@ -126,7 +130,10 @@ def test_moving_costs_weights_and_the_faster_of_copy_and_replay() -> None:
 @pytest.mark.parametrize(
     ("make", "field"),
     [
-        (lambda: Constraints(pins=(Pin(start=0, stop=2, node="a"), Pin(start=1, stop=3, node="b"))), "pins[1]"),
+        (
+            lambda: Constraints(pins=(Pin(start=0, stop=2, node="a"), Pin(start=1, stop=3, node="b"))),
+            "pins[1]",
+        ),
         (
             lambda: Constraints(
                 pins=(
@@ -148,7 +155,10 @@ def test_moving_costs_weights_and_the_faster_of_copy_and_replay() -> None:
             ),
             "units[2].name",
         ),
-        (lambda: ModelGraph(name="m", dtype="int4", units=tiny_question().graph.units), "units[0].parameterBytes"),
+        (
+            lambda: ModelGraph(name="m", dtype="int4", units=tiny_question().graph.units),
+            "units[0].parameterBytes",
+        ),
         (
             lambda: compile_problem(replace(tiny_question(), constraints=Constraints(sensitive_blocks=(4,)))),
             "sensitiveBlocks",
