@@ -31,7 +31,12 @@ EPSILON = 1e-9
 """Relative; costs closer than that are the same."""
 WIDE = 160
 """Nodes that a first look at a larger site is narrowed to."""
-STEPS = 120
+STEPS = 20
+"""Subgradient steps before a look for plans."""
+BURSTS = 6
+"""So often, for the first entry; others start from its prices and get one."""
+POLISH = (4, 16)
+"""Widths of the beams before the proof: each plan that they find makes it shorter."""
 
 Status = Literal["optimal", "feasible", "infeasible", "unknown"]
 
@@ -228,17 +233,30 @@ class _Search:
                 return
             view = view_of(self.problem, entry.index, self.nodes)
             start = shared.of(view.nodes) if shared else Prices.none(len(view.nodes))
-            target = self.limit if self.best else 1.5 * abs(entry.bound) + 1.0
-            better = improve(view, start, target, STEPS if shared is None else STEPS // 6, self.timer)
-            entry.prices = better.prices.over(view.nodes, self.problem.node_count)
-            if self.nodes is None:
-                entry.bound = max(entry.bound, better.bound)
-            if shared is None:
+            opening = shared is None
+            better = self._bargain(entry, view, start, BURSTS if opening else 1)
+            entry.prices = better.over(view.nodes, self.problem.node_count)
+            if opening:
                 shared = entry.prices
                 self._relax(shared)
-            if entry.bound < self.limit and not self.timer.expired():
-                narrow = self._narrow(view, better.prices)
-                self._beam(narrow[0], narrow[1], 1, rests_of(narrow[0]))
+
+    def _bargain(self, entry: _Entry, view: View, prices: Prices, bursts: int) -> Prices:
+        """Prices and plans in turn: a better plan makes longer steps right, and better prices lead beams to better plans."""
+        bound = -np.inf
+        for burst in range(bursts):
+            target = self.limit if self.best else 1.5 * abs(entry.bound) + 1.0
+            better = improve(view, prices, target, STEPS, self.timer)
+            gained = better.bound - max(bound, entry.bound)
+            prices, bound = better.prices, max(bound, better.bound)
+            if self.nodes is None:
+                entry.bound = max(entry.bound, bound)
+            if entry.bound >= self.limit or self.timer.expired():
+                break
+            narrow, inside = self._narrow(view, prices)
+            self._beam(narrow, inside, 1 if burst + 1 < bursts else POLISH[0], rests_of(narrow))
+            if burst and gained < 0.001 * abs(bound):
+                break
+        return prices
 
     def _narrow(self, view: View, prices: Prices) -> tuple[View, Prices]:
         """The view without nodes that no better plan can use, by the reduced cost of every arrival there."""
@@ -259,6 +277,8 @@ class _Search:
     def _prove(self) -> None:
         """Close the gap of each entry by labels, the least bound first."""
         tried: set[int] = set()
+        for keep in POLISH:
+            self._beams(keep, 2)
         while not self.timer.expired():
             entry = next((e for e in self._open() if e.index not in tried), None)
             if entry is None:
@@ -353,16 +373,20 @@ class _Search:
 
     def _widen(self) -> None:
         """Wider and wider beams over the entries that are still open."""
-        keep = 4
-        while not self.timer.expired() and keep <= 64:
-            for entry in self._open()[:3]:
-                if self.timer.expired():
-                    return
-                whole = view_of(self.problem, entry.index, self.nodes)
-                prices = (entry.prices or Prices.none(self.problem.node_count)).of(whole.nodes)
-                view, prices = (whole, prices) if self.nodes is not None else self._narrow(whole, prices)
-                self._beam(view, prices, keep, rests_of(view))
+        keep = 4 * POLISH[-1] if self.nodes is None else POLISH[0]
+        while not self.timer.expired() and keep <= 256:
+            self._beams(keep, 3)
             keep *= 4
+
+    def _beams(self, keep: int, entries: int) -> None:
+        """Beams of a width for the most promising entries."""
+        for entry in self._open()[:entries]:
+            if self.timer.expired():
+                return
+            whole = view_of(self.problem, entry.index, self.nodes)
+            prices = (entry.prices or Prices.none(self.problem.node_count)).of(whole.nodes)
+            view, prices = self._narrow(whole, prices)
+            self._beam(view, prices, keep, rests_of(view))
 
     def _solution(self) -> Solution:
         bound = min([e.bound for e in self.entries if e.bound < self.limit], default=self.cost)
