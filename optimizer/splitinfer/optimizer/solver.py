@@ -14,6 +14,7 @@ Steps, each of which leaves a valid plan and bound behind when time runs out:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -92,9 +93,12 @@ def solve(
         hints: ``(entry, runs)`` of plans worth trying first, such as the one that runs.
         any_plan: stop at the first plan: the question is only whether there is one.
     """
+    if budget is not None:
+        warm_up()  # before the clock starts: on a new machine compiling takes longer than most budgets
     return _Search(problem, (budget or Budget()).start(), any_plan=any_plan).run(hints)
 
 
+@cache
 def warm_up() -> None:
     """Compile everything, so that the first decision does not wait for it; for image builds and service starts."""
     from splitinfer.optimizer.example import tiny_problem
