@@ -11,7 +11,7 @@ from splitinfer.optimizer import labels
 from splitinfer.optimizer.budget import Timer
 from splitinfer.optimizer.chain import backward
 from splitinfer.optimizer.cost import Floats
-from splitinfer.optimizer.evaluate import TOLERANCE, Run
+from splitinfer.optimizer.evaluate import TOLERANCE, Run, exceeds
 from splitinfer.optimizer.prices import Prices, priced
 from splitinfer.optimizer.problem import Bools, Ints
 from splitinfer.optimizer.view import View, solve_backward
@@ -227,14 +227,17 @@ def _finished(store: labels.Store, view: View, limit: float) -> Outcome:
         node = int(store.whole[x, labels.NODE])
         real = store.real[x]
         cost = float(real[labels.COST] + view.hop_cost[kind, node, view.home])
+        ring = float(real[labels.RING] + view.hop_ring[kind, node, view.home])
+        first = float(real[labels.FIRST] + view.hop_first[kind, node, view.home])
+        tpot, ttft = ring, first
         if not p.is_additive:
             a, b = view.nodes[node], view.nodes[view.home]
-            ring = float(real[labels.RING] + view.hop_ring[kind, node, view.home])
             busy = max(float(real[labels.BUSY]), float(p.link_decode[kind, a, b]))
             busy_first = max(float(real[labels.BUSY_FIRST]), float(p.link_prefill[kind, a, b]))
-            cost += p.latency_weight * (
-                max(0.0, p.micro_batches * busy - ring) + (p.chunks - 1) * busy_first / p.output_tokens
-            )
+            tpot, ttft = max(ring, p.micro_batches * busy), first + (p.chunks - 1) * busy_first
+            cost += p.latency_weight * ((tpot - ring) + (ttft - first) / p.output_tokens)
+        if exceeds(tpot, p.tpot_limit) or exceeds(ttft, p.ttft_limit):
+            continue  # the way back is slower than the labels' own bounds could tell
         if cost < limit:
             found.append((cost, x))
     found.sort()

@@ -14,6 +14,7 @@ from splitinfer.optimizer.budget import Budget
 from splitinfer.optimizer.capacity import NodeCapacity
 from splitinfer.optimizer.compile import Question, compile_problem
 from splitinfer.optimizer.evaluate import evaluate
+from splitinfer.optimizer.example import tiny_question
 from splitinfer.optimizer.solver import Solution, solve
 from splitinfer.optimizer.values import Known
 from splitinfer.optimizer.wanted import Pin
@@ -246,3 +247,24 @@ def test_a_weight_of_zero_leaves_its_term_out(weight: str, question: Question) -
     weights = question.weights.model_copy(update={weight: 0.0})
     problem = compile_problem(replace(question, weights=weights))
     assert close(solve(problem).cost, brute_force(problem))
+
+
+def test_a_way_back_that_alone_breaks_the_limit_is_proven_to_leave_no_plan() -> None:
+    """TTFT in chunks is bound by the return link here: infeasible, not unknown."""
+    question = tiny_question()
+    slow = tuple(
+        link.model_copy(update={"bandwidth_bytes_per_second": Known(value=500.0)})
+        if link.to_node == "box"
+        else link
+        for link in question.snapshot.links
+    )
+    question = replace(
+        question,
+        snapshot=question.snapshot.model_copy(update={"links": slow}),
+        workload=question.workload.model_copy(update={"prompt_tokens": 2, "prefill_chunk_tokens": 1}),
+        constraints=question.constraints.model_copy(
+            update={"ttft_limit_seconds": 3.0, "pins": (Pin(start=3, stop=4, node="gpu"),)}
+        ),
+    )
+    assert brute_force(compile_problem(question)) == math.inf
+    assert solved(question).status == "infeasible"
