@@ -78,6 +78,17 @@ def test_a_broken_byte_is_shown_at_once() -> None:
     assert codec.detokeniser().push(token) == "�"
 
 
+def test_half_a_surrogate_pair_is_shown_when_it_is_clear() -> None:
+    """0xED begins a character, but none goes on with 0xA1: both are U+FFFD then, and what follows is not eaten."""
+    codec = tiny_codec()
+    lead, half, late, letter = (
+        next(i for i in range(600) if codec.token_bytes(i) == b) for b in (b"\xed", b"\xa1", b"\x80", b"a")
+    )
+    stream = codec.detokeniser()
+    assert [stream.push(i) for i in (lead, half, late, letter)] == ["", "��", "�", "a"]
+    assert stream.flush() == ""
+
+
 def test_special_tokens_are_no_text() -> None:
     """They are skipped wherever they stand, and do not break a character that spans them."""
     codec = tiny_codec()

@@ -29,7 +29,12 @@ class Detokeniser:
 
     def push(self, token: int) -> str:
         """The text that is certain after this token; may be empty."""
-        return self._stripped(self._decoder.decode(self._pieces.text_bytes(token)))
+        text = self._decoder.decode(self._pieces.text_bytes(token))
+        held, _ = self._decoder.getstate()
+        if held[:1] == b"\xed" and held[1:2] >= b"\xa0":
+            # Half of a surrogate pair, which is no character whatever follows; Python waits for its third byte.
+            text += self._decoder.decode(b"", final=True)
+        return self._stripped(text)
 
     def flush(self) -> str:
         """End of the stream: what was held back, an unfinished character as U+FFFD."""
