@@ -38,8 +38,7 @@ from tests.support.twins import Twin, TwinMaker, make_twins, random_prompts
 
 NODES = ("node-0", "node-1", "node-2", "node-3")
 MARGINS = {"tiny": 2e-3, "smollm2": 2e-2}
-"""Over a hundred times what rounding moves the logits by. Measured over ten prompts, replayed in other chunks and
-beside another session: 8.2e-6 (of up to 6) for the tiny model, 3.7e-5 (of up to 40) for the real one."""
+"""Over a hundred times what rounding moves the logits by, which tests/runtime/engine/test_replay.py measures."""
 
 TEXTS = (
     "Once upon a time, in a small village by the sea, there lived",

@@ -56,7 +56,6 @@ def test_ragged_sessions(
         found = max(float((a - b).abs().max()) for a, b in zip(expected, done[session], strict=True))
         difference = max(difference, found)
     record_property("largest_logit_difference", difference)
-    print(f"{name}: largest logit difference {difference:.3g}")
     assert difference < 1e-3, "more than rounding"
 
 

@@ -179,7 +179,9 @@ def resident() -> int:
     return next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("RssAnon"))
 
 
-def test_a_dropped_range_of_the_real_model_gives_its_memory_back() -> None:
+def test_a_dropped_range_of_the_real_model_gives_its_memory_back(
+    record_property: Callable[[str, object], None],
+) -> None:
     """Loading takes the weights and little more; dropping returns them to the system, not to an allocator."""
     engine, model = create_engine("torch", "cpu", 1), smollm2_stored()
     engine.load_range(model, 0, 1, "float32").drop()
@@ -187,5 +189,9 @@ def test_a_dropped_range_of_the_real_model_gives_its_memory_back() -> None:
     part = engine.load_range(model, 0, 30, "float32")
     assert part.weight_bytes > 400 << 20
     assert abs(resident() - before - part.weight_bytes) < 32 << 20
+    weights = part.weight_bytes
     part.drop()
-    assert resident() - before < 16 << 20
+    left = resident() - before
+    record_property("dropped_mib", weights / (1 << 20))
+    record_property("left_resident_mib", left / (1 << 20))
+    assert left < 16 << 20

@@ -155,5 +155,4 @@ def test_many_sessions_give_the_tokens_of_each_alone(
     for session in range(len(prompts)):
         chain.close(session)
     record_property("largest_logit_difference", difference)
-    print(f"{len(prompts)} sessions batched: largest logit difference {difference:.3g}")
     assert difference < 1e-3, "more than rounding"

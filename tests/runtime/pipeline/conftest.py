@@ -17,7 +17,7 @@ from tests.support.twins import Twin, TwinMaker, make_twins, random_prompts
 NODES = ("node-0", "node-1", "node-2", "node-3")
 CONTEXT = 96
 MARGIN = 2e-3
-"""Rounding moves the logits of this model by 8e-6 (replayed in other chunks beside another session, 240 steps)."""
+"""Over a hundred times what rounding moves the logits of this model by (tests/runtime/engine/test_replay.py)."""
 
 
 @pytest.fixture(scope="session")
