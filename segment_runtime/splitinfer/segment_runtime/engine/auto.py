@@ -7,14 +7,11 @@ from collections.abc import Callable
 
 import structlog
 
+from splitinfer.segment_runtime.engine.checks import no_progress
 from splitinfer.segment_runtime.engine.port import Engine, LoadedHead, LoadedRange, UnsupportedModel
 from splitinfer.segment_runtime.store.reader import StoredModel
 
 log = structlog.get_logger()
-
-
-def _no_progress(loaded: int) -> None:
-    """Report to nobody."""
 
 
 class AutoEngine:
@@ -49,7 +46,7 @@ class AutoEngine:
         start: int,
         stop: int,
         dtype: str,
-        progress: Callable[[int], None] = _no_progress,
+        progress: Callable[[int], None] = no_progress,
     ) -> LoadedRange:
         """Load blocks ``[start, stop)`` with the engine that has them."""
         try:

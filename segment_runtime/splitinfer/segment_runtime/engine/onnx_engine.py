@@ -8,6 +8,7 @@ from collections.abc import Callable
 import onnx
 import onnxruntime
 
+from splitinfer.segment_runtime.engine.checks import check_blocks, no_progress, thread_count
 from splitinfer.segment_runtime.engine.cpu import instruction_set
 from splitinfer.segment_runtime.engine.onnx_graph import write_block, write_head
 from splitinfer.segment_runtime.engine.onnx_head import OnnxHead
@@ -23,17 +24,12 @@ from splitinfer.segment_runtime.engine.onnx_runtime import (
 from splitinfer.segment_runtime.engine.onnx_weights import block_weights, check_dtype, head_weights
 from splitinfer.segment_runtime.engine.port import Identity, LoadError, UnsupportedModel
 from splitinfer.segment_runtime.engine.registry import UnitRegistry
-from splitinfer.segment_runtime.engine.threads import usable_cpus
 from splitinfer.segment_runtime.store.converted import BITS, OUTER_BITS, TOOLS
 from splitinfer.segment_runtime.store.index import block_unit
 from splitinfer.segment_runtime.store.reader import StoredModel
 
 # Two nodes that converted with other tools may hold other codes.
 _TOOLS = ", ".join(f"{tool} {version}" for tool, version in TOOLS.items())
-
-
-def _no_progress(loaded: int) -> None:
-    """Report to nobody."""
 
 
 class OnnxEngine:
@@ -50,9 +46,7 @@ class OnnxEngine:
         """
         if device != "cpu":
             raise UnsupportedModel(f"device: {device!r}: the onnx engine runs on cpu; use --engine torch")
-        self.threads = threads if threads is not None else usable_cpus()
-        if self.threads < 1:
-            raise UnsupportedModel(f"threads: {threads}: it must be at least 1")
+        self.threads = thread_count(threads)
         self.version = f"onnxruntime {onnxruntime.__version__}, onnx {onnx.__version__}"
         self.identity = Identity(self.name, f"{self.version}, {_TOOLS}", instruction_set(), exact=True)
         prepare_process()
@@ -71,14 +65,11 @@ class OnnxEngine:
         start: int,
         stop: int,
         dtype: str,
-        progress: Callable[[int], None] = _no_progress,
+        progress: Callable[[int], None] = no_progress,
     ) -> OnnxRange:
         """Load blocks ``[start, stop)``; ``progress`` is called with bytes loaded so far."""
         check_dtype(dtype)
-        if not 0 <= start < stop <= model.index.blocks:
-            raise LoadError(
-                f"{model.name}: blocks [{start}, {stop}): it has blocks 0 to {model.index.blocks - 1}"
-            )
+        check_blocks(model, start, stop)
         shared = self._model(model)
         blocks: list[BlockGraph] = []
         for index in range(start, stop):

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from splitinfer.segment_runtime.engine.checks import check_batch, check_capacity, check_export, check_restore
 from splitinfer.segment_runtime.engine.port import KvBlob, SessionError, SessionRows
 
 DTYPE = "float32"
@@ -76,8 +77,7 @@ class Slab:
 
     def open(self, session: int, capacity: int) -> None:
         """Reserve KV for ``capacity`` tokens."""
-        if capacity < 1:
-            raise SessionError(f"session {session}: capacity {capacity}: it must be at least 1 token")
+        check_capacity(session, capacity)
         with self._lock:
             if session in self._sessions:
                 raise SessionError(f"session {session}: is open already")
@@ -111,18 +111,7 @@ class Slab:
 
     def check(self, batch: Sequence[SessionRows]) -> list[Session]:
         """The sessions of a batch, each able to take its rows. Raises SessionError; changes nothing."""
-        found = []
-        seen: set[int] = set()
-        for rows in batch:
-            if rows.session in seen:
-                raise SessionError(f"session {rows.session}: is in the batch twice")
-            seen.add(rows.session)
-            session = self.get(rows.session)
-            if rows.count < 1:
-                raise SessionError(f"session {rows.session}: count {rows.count}: it must be at least 1")
-            _check_append(rows.session, session, rows.position, rows.count)
-            found.append(session)
-        return found
+        return check_batch(batch, self.get)
 
     # --- slots ------------------------------------------------------------------------------------
 
@@ -234,10 +223,7 @@ class Slab:
     def export(self, session: int, begin: int, end: int) -> KvBlob:
         """KV of tokens ``[begin, end)``."""
         found = self.get(session)
-        if not 0 <= begin <= end <= found.length:
-            raise SessionError(
-                f"session {session}: tokens [{begin}, {end}) of {found.length} cannot be exported"
-            )
+        check_export(session, found.length, begin, end)
         if begin == end:
             return KvBlob(begin, end, DTYPE, b"")
         return KvBlob(begin, end, DTYPE, self._kv[:, :, self._slot(session), :, begin:end].tobytes())
@@ -245,16 +231,7 @@ class Slab:
     def restore(self, session: int, blob: KvBlob) -> None:
         """Append exported KV."""
         found = self.get(session)
-        if blob.dtype != DTYPE:
-            raise SessionError(f"session {session}: KV is {blob.dtype}, the range is {DTYPE}")
-        count = blob.end - blob.begin
-        if count < 0:
-            raise SessionError(f"session {session}: KV of tokens [{blob.begin}, {blob.end})")
-        if len(blob.data) != count * self.bytes_per_token:
-            raise SessionError(
-                f"session {session}: {len(blob.data)} bytes of KV, {count} tokens take {count * self.bytes_per_token}"
-            )
-        _check_append(session, found, blob.begin, count)
+        count = check_restore(session, found, blob, DTYPE, self.bytes_per_token)
         if count == 0:
             return
         self.place([session])
@@ -263,12 +240,3 @@ class Slab:
         )
         self._kv[:, :, self._slot(session), :, blob.begin : blob.end] = part
         found.length = blob.end
-
-
-def _check_append(name: int, session: Session, position: int, count: int) -> None:
-    if position != session.length:
-        raise SessionError(f"session {name}: position {position}, its cache holds {session.length} tokens")
-    if position + count > session.capacity:
-        raise SessionError(
-            f"session {name}: {count} tokens at {position} pass its capacity of {session.capacity}"
-        )

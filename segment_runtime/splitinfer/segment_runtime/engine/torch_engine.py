@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 import transformers
 
+from splitinfer.segment_runtime.engine.checks import check_blocks, no_progress, thread_count
 from splitinfer.segment_runtime.engine.cpu import instruction_set
 from splitinfer.segment_runtime.engine.port import Identity, LoadError, UnsupportedModel
 from splitinfer.segment_runtime.engine.registry import UnitRegistry
-from splitinfer.segment_runtime.engine.threads import usable_cpus
 from splitinfer.segment_runtime.engine.torch_arrays import torch_dtype
 from splitinfer.segment_runtime.engine.torch_head import HeadModule, TorchHead
 from splitinfer.segment_runtime.engine.torch_model import TorchModel
@@ -24,10 +24,6 @@ from splitinfer.segment_runtime.engine.torch_weights import (
 )
 from splitinfer.segment_runtime.store.index import block_unit
 from splitinfer.segment_runtime.store.reader import StoredModel
-
-
-def _no_progress(loaded: int) -> None:
-    """Report to nobody."""
 
 
 class TorchEngine:
@@ -47,9 +43,7 @@ class TorchEngine:
         self.identity = Identity(
             self.name, self.version, f"{instruction_set()} {self._device.type}", exact=False
         )
-        self.threads = threads if threads is not None else usable_cpus()
-        if self.threads < 1:
-            raise UnsupportedModel(f"threads: {threads}: it must be at least 1")
+        self.threads = thread_count(threads)
         torch.set_num_threads(self.threads)
         self._compute = ComputeThreads(self.threads)
         self._units: UnitRegistry[LoadedUnit] = UnitRegistry()
@@ -67,14 +61,11 @@ class TorchEngine:
         start: int,
         stop: int,
         dtype: str,
-        progress: Callable[[int], None] = _no_progress,
+        progress: Callable[[int], None] = no_progress,
     ) -> TorchRange:
         """Load blocks ``[start, stop)``; ``progress`` is called with bytes loaded so far."""
         torch_dtype(dtype)
-        if not 0 <= start < stop <= model.index.blocks:
-            raise LoadError(
-                f"{model.name}: blocks [{start}, {stop}): it has blocks 0 to {model.index.blocks - 1}"
-            )
+        check_blocks(model, start, stop)
         units: list[LoadedUnit] = []
         with self._compute.load():
             shared = self._model(model)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from splitinfer.segment_runtime.engine.checks import check_batch, check_capacity, check_export, check_restore
 from splitinfer.segment_runtime.engine.port import KvBlob, SessionError, SessionRows
 from splitinfer.segment_runtime.engine.torch_arrays import TORCH_DTYPES, to_array
 from splitinfer.segment_runtime.engine.torch_memory import reserve
@@ -51,8 +52,7 @@ class SessionTable:
 
     def open(self, session: int, capacity: int) -> None:
         """Reserve KV for ``capacity`` tokens."""
-        if capacity < 1:
-            raise SessionError(f"session {session}: capacity {capacity}: it must be at least 1 token")
+        check_capacity(session, capacity)
         blocks, two, kv_heads, head_dim = self._shape
         with self._lock:
             if session in self._sessions:
@@ -80,42 +80,19 @@ class SessionTable:
 
     def check(self, batch: Sequence[SessionRows]) -> list[Session]:
         """The sessions of a batch, each able to take its rows. Raises SessionError; changes nothing."""
-        found = []
-        seen: set[int] = set()
-        for rows in batch:
-            if rows.session in seen:
-                raise SessionError(f"session {rows.session}: is in the batch twice")
-            seen.add(rows.session)
-            session = self.get(rows.session)
-            if rows.count < 1:
-                raise SessionError(f"session {rows.session}: count {rows.count}: it must be at least 1")
-            self._check_append(rows.session, session, rows.position, rows.count)
-            found.append(session)
-        return found
+        return check_batch(batch, self.get)
 
     def export(self, session: int, begin: int, end: int) -> KvBlob:
         """KV of tokens ``[begin, end)``."""
         found = self.get(session)
-        if not 0 <= begin <= end <= found.length:
-            raise SessionError(
-                f"session {session}: tokens [{begin}, {end}) of {found.length} cannot be exported"
-            )
+        check_export(session, found.length, begin, end)
         part = found.kv.narrow(3, begin, end - begin).contiguous().cpu()
         return KvBlob(begin, end, self.dtype, to_array(part).tobytes())
 
     def restore(self, session: int, blob: KvBlob) -> None:
         """Append exported KV."""
         found = self.get(session)
-        if blob.dtype != self.dtype:
-            raise SessionError(f"session {session}: KV is {blob.dtype}, the range is {self.dtype}")
-        count = blob.end - blob.begin
-        if count < 0:
-            raise SessionError(f"session {session}: KV of tokens [{blob.begin}, {blob.end})")
-        if len(blob.data) != count * self.bytes_per_token:
-            raise SessionError(
-                f"session {session}: {len(blob.data)} bytes of KV, {count} tokens take {count * self.bytes_per_token}"
-            )
-        self._check_append(session, found, blob.begin, count)
+        count = check_restore(session, found, blob, self.dtype, self.bytes_per_token)
         if count == 0:
             return
         blocks, two, kv_heads, head_dim = self._shape
@@ -124,14 +101,3 @@ class SessionTable:
         part = flat.view(blocks, two, kv_heads, count, head_dim)
         found.kv.narrow(3, blob.begin, count).copy_(part)
         found.length = blob.end
-
-    @staticmethod
-    def _check_append(name: int, session: Session, position: int, count: int) -> None:
-        if position != session.length:
-            raise SessionError(
-                f"session {name}: position {position}, its cache holds {session.length} tokens"
-            )
-        if position + count > session.capacity:
-            raise SessionError(
-                f"session {name}: {count} tokens at {position} pass its capacity of {session.capacity}"
-            )
