@@ -169,6 +169,12 @@ def highs(problem: Problem, _entry: int, seconds: float) -> tuple[float, float]:
     return _cost(p, entry, _merged(nodes)), float(info.mip_dual_bound)
 
 
+def _between(p: Problem, block: int) -> Callable[[int, int], float]:
+    """What the hop before a block costs between two nodes; none where it stays."""
+    costs = p.hop_cost[p.hop_class[block]]
+    return lambda a, b: 0.0 if a == b else float(costs[a, b])
+
+
 def cp_sat(problem: Problem, _entry: int, seconds: float) -> tuple[float, float]:
     """CP-SAT over the same variables; costs in millionths, since it counts in whole numbers."""
     from ortools.sat.python import cp_model
@@ -208,8 +214,7 @@ def cp_sat(problem: Problem, _entry: int, seconds: float) -> tuple[float, float]
                         hops.append(both)
 
     for i in range(1, blocks):
-        kind = p.hop_class[i]
-        linked(x[i - 1], x[i], lambda a, b, kind=kind: 0.0 if a == b else float(p.hop_cost[kind, a, b]), True)  # type: ignore[misc]
+        linked(x[i - 1], x[i], _between(p, i), True)
     linked(z, x[0], lambda e, v: float(p.hop_cost[p.hop_class[0], p.entries[e], v]), False)
     linked(x[-1], z, lambda v, e: float(p.hop_cost[p.hop_class[blocks], v, p.entries[e]]), False)
     home_of = {int(node): e for e, node in enumerate(p.entries)}

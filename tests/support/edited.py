@@ -20,7 +20,7 @@ class Edited:
         return self._changes[name] if name in self._changes else getattr(self._model, name)
 
 
-def with_unit(model: StoredModel, unit: str, edit: Callable[[dict[str, Any]], None]) -> StoredModel:
+def with_unit(model: StoredModel, unit: str, edit: Callable[[dict[str, Any]], object]) -> StoredModel:
     """``model``, but ``unit`` reads as ``edit`` leaves it."""
 
     def read_unit(name: str) -> dict[str, Array]:

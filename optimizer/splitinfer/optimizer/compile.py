@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from splitinfer.optimizer.capacity import CapacitySnapshot, NodeCapacity
+from splitinfer.optimizer.capacity import CapacitySnapshot, LinkCapacity, NodeCapacity, SiteLink
 from splitinfer.optimizer.cost import (
     Floats,
     NodeSpeeds,
@@ -21,6 +21,7 @@ from splitinfer.optimizer.cost import (
 )
 from splitinfer.optimizer.graph import ModelGraph
 from splitinfer.optimizer.problem import Ineligible, Problem
+from splitinfer.optimizer.values import Known, Unknown
 from splitinfer.optimizer.wanted import Constraints, RunningPlan, Weights, Workload
 
 _WORKLOAD, _CONSTRAINTS, _WEIGHTS = Workload(), Constraints(), Weights()
@@ -139,7 +140,7 @@ def _eligible(q: Question) -> tuple[list[NodeCapacity], list[Ineligible]]:
 
 def _speeds(q: Question, nodes: list[NodeCapacity]) -> NodeSpeeds:
     def column(name: str) -> Floats:
-        return np.array([getattr(node, name).value for node in nodes], dtype=np.float64)
+        return np.array([_known(getattr(node, name)) for node in nodes], dtype=np.float64)
 
     return NodeSpeeds(
         bandwidth=column("memory_bandwidth_bytes_per_second"),
@@ -151,8 +152,9 @@ def _speeds(q: Question, nodes: list[NodeCapacity]) -> NodeSpeeds:
     )
 
 
-def _known(reading: object) -> float:
-    return float(getattr(reading, "value"))  # noqa: B009  (eligible nodes have known readings only)
+def _known(reading: Known | Unknown) -> float:
+    assert isinstance(reading, Known), "eligible nodes have known readings only"
+    return reading.value
 
 
 def _links(q: Question, nodes: list[NodeCapacity]) -> tuple[Floats, Floats, list[str]]:
@@ -165,11 +167,8 @@ def _links(q: Question, nodes: list[NodeCapacity]) -> tuple[Floats, Floats, list
     site_band = np.zeros((len(sites), len(sites)))
     least, dead = q.constraints.minimum_bandwidth_bytes_per_second, []
 
-    def read(link: object, name: str) -> tuple[float, float]:
-        trip_reading, band_reading = (
-            getattr(link, "round_trip_seconds"),  # noqa: B009
-            getattr(link, "bandwidth_bytes_per_second"),  # noqa: B009
-        )
+    def read(link: LinkCapacity | SiteLink, name: str) -> tuple[float, float]:
+        trip_reading, band_reading = link.round_trip_seconds, link.bandwidth_bytes_per_second
         trip, band = (q.snapshot.usable(r, q.now) for r in (trip_reading, band_reading))
         if trip is None or band is None:
             unusable = trip_reading if trip is None else band_reading
@@ -358,7 +357,7 @@ def _canonical(p: Problem) -> Problem:
     vectors = ("room", "step_decode", "step_prefill", "step_utilisation", "background")
     matrices = ("hop_cost", "hop_ring", "hop_first", "link_decode", "link_prefill")
     of_entry = ("entry_cost", "entry_move", "entry_ring", "entry_first", "entry_utilisation")
-    changes: dict[str, object] = {
+    changes: dict[str, Any] = {  # arrays of several shapes, each under the name of its field
         "nodes": tuple(p.nodes[v] for v in order),
         "entries": place[p.entries][entries],
         **{name: np.ascontiguousarray(getattr(p, name)[:, order]) for name in by_node},
@@ -366,4 +365,4 @@ def _canonical(p: Problem) -> Problem:
         **{name: np.ascontiguousarray(getattr(p, name)[pairs]) for name in matrices},
         **{name: getattr(p, name)[entries] for name in of_entry},
     }
-    return replace(p, **changes)  # type: ignore[arg-type]
+    return replace(p, **changes)

@@ -26,7 +26,7 @@ from splitinfer.optimizer.plan import Segment
 from splitinfer.optimizer.problem import Problem
 from splitinfer.optimizer.solver import solve
 from splitinfer.optimizer.values import Fraction, NonNegative, Value
-from splitinfer.optimizer.wanted import RunningPlan
+from splitinfer.optimizer.wanted import Constraints, RunningPlan
 
 Action = Literal["keep", "relocate", "re-split", "refuse"]
 
@@ -192,7 +192,11 @@ def _options(
     hints = (found,) if found else ()
     options = []
     same_cuts = question.constraints.model_copy(update={"fixed_cuts": running.cuts})
-    for action, constraints in (("relocate", same_cuts), ("re-split", question.constraints)):
+    tries: tuple[tuple[Action, Constraints], ...] = (
+        ("relocate", same_cuts),
+        ("re-split", question.constraints),
+    )
+    for action, constraints in tries:
         here = problem
         if constraints is not question.constraints:
             here = compile_problem(replace(question, constraints=constraints))
@@ -206,7 +210,7 @@ def _options(
             continue  # the best plan has the same cuts: it is the relocation
         options.append(
             _option(
-                action,  # type: ignore[arg-type]
+                action,
                 here,
                 question,
                 running,

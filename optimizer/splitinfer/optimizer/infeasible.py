@@ -262,17 +262,21 @@ def _less_work(q: Question, feasible: Asker) -> Iterator[Mend]:
     )
     for field, name, value, least, words in limits:
 
-        def made(less: int, name: str = name, value: int = value) -> Question:
-            return replace(q, workload=work.model_copy(update={name: value - less}))
+        def works(less: int, name: str = name, value: int = value) -> bool:
+            return feasible(_with_work(q, name, value - less))
 
-        less = _least(0, value - least, lambda n, made=made: feasible(made(n)))  # type: ignore[misc]
+        less = _least(0, value - least, works)
         if less is not None:
-            yield Mend(field, f"{words} from {value} to {value - less}", made(less))
+            yield Mend(field, f"{words} from {value} to {value - less}", _with_work(q, name, value - less))
+
+
+def _with_work(q: Question, name: str, value: int) -> Question:
+    return replace(q, workload=q.workload.model_copy(update={name: value}))
 
 
 def _more_room(q: Question, feasible: Asker) -> Iterator[Mend]:
     """The node on which the fewest megabytes more are enough."""
-    best: tuple[int, str] | None = None
+    best: tuple[int, str, float] | None = None
     for node in sorted(q.snapshot.nodes, key=lambda n: (not n.trusted, n.name))[:MOST_TRIED]:
         if not isinstance(node.free_memory_bytes, Known):
             continue
@@ -283,10 +287,9 @@ def _more_room(q: Question, feasible: Asker) -> Iterator[Mend]:
 
         more = _least(0, best[0] - 1 if best else 1 << 20, works)
         if more is not None:
-            best = (more, node.name)
+            best = (more, node.name, free)
     if best is not None:
-        more, name = best
-        free = next(n.free_memory_bytes.value for n in q.snapshot.nodes if n.name == name)  # type: ignore[union-attr]
+        more, name, free = best
         yield Mend(
             f"nodes[{name}].freeMemoryBytes",
             f"free {more:,} MB on {name}",

@@ -8,7 +8,13 @@ import openai
 import pytest
 import structlog
 
-from splitinfer.segment_runtime.entry.generate import ContextTooLong, NotReady, PipelineFailed, Saturated
+from splitinfer.segment_runtime.entry.generate import (
+    ContextTooLong,
+    GenerationError,
+    NotReady,
+    PipelineFailed,
+    Saturated,
+)
 from tests.support.refused import CHAT, COMPLETION, error_of
 from tests.support.serving import Served
 
@@ -25,10 +31,10 @@ from tests.support.serving import Served
     ids=["saturated", "saturated_now", "not_ready", "context"],
 )
 async def test_a_refused_admission_is_a_status(
-    api: Served, stream: bool, refusal: Exception, status: int, code: str, retry: str | None
+    api: Served, stream: bool, refusal: GenerationError, status: int, code: str, retry: str | None
 ) -> None:
     """What the pipeline refuses becomes its HTTP status, with Retry-After, in a stream too."""
-    api.generator.refuse = refusal  # type: ignore[assignment]
+    api.generator.refuse = refusal
     response = await api.post("chat/completions", CHAT | {"stream": stream})
     assert error_of(response, status)["code"] == code
     assert response.headers.get("Retry-After") == retry

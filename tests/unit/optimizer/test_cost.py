@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -169,10 +170,10 @@ def test_moving_costs_weights_and_the_faster_of_copy_and_replay() -> None:
         ),
     ],
 )
-def test_a_rule_between_fields_names_the_field(make: object, field: str) -> None:
+def test_a_rule_between_fields_names_the_field(make: Callable[[], object], field: str) -> None:
     """Pins in a circle over one block, a block twice, cuts that do not rise, what is not there."""
     with pytest.raises(OptimizerInputError) as refused:
-        make()  # type: ignore[operator]
+        make()
     assert refused.value.field == field
 
 
@@ -186,9 +187,9 @@ def test_a_rule_between_fields_names_the_field(make: object, field: str) -> None
         (lambda: Workload(pace_seconds=0), "paceSeconds"),
     ],
 )
-def test_a_number_that_makes_no_sense_names_its_field(make: object, field: str) -> None:
+def test_a_number_that_makes_no_sense_names_its_field(make: Callable[[], object], field: str) -> None:
     """Zero, negative and NaN where they cannot be."""
     with pytest.raises(ValidationError) as refused:
-        make()  # type: ignore[operator]
+        make()
     where = str(refused.value.errors()[0]["loc"][0])
     assert where in (field, "".join("_" + c.lower() if c.isupper() else c for c in field))

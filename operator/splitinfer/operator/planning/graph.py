@@ -1,37 +1,29 @@
 """From a stored model to the model graph that the optimizer plans with. Pure.
 
-Weights of ``int8`` and ``int4`` carry a float32 scale per 32 values; the embedding and the head stay float32 with them, and
-so do activations and KV.
+Bytes are those that a plan and a host count with (`splitinfer.optimizer.plan.weight_bytes`). With ``int8`` and ``int4``
+activations and KV are float32, and the embedding and the head are counted so too: an upper bound of what the entry takes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import get_args
 
 from splitinfer.operator.local.models import ModelFacts
 from splitinfer.optimizer.graph import ModelGraph, Unit, default_sensitivity
+from splitinfer.optimizer.plan import DTypeName, activation_of, weight_bytes
 from splitinfer.optimizer.wanted import Workload
 
-WEIGHT_BYTES: Mapping[str, float] = {
-    "float32": 4.0,
-    "bfloat16": 2.0,
-    "float16": 2.0,
-    "int8": 1.0 + 4 / 32,
-    "int4": 0.5 + 4 / 32,
-}
-"""Bytes of one weight of a block, by dtype."""
-COMPUTE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 4, "int4": 4}
-"""Bytes of one activation, and of one value of KV."""
+DTYPES: tuple[DTypeName, ...] = get_args(DTypeName)
 
 
-def graph_of(model: ModelFacts, dtype: str, work: Workload, sensitive: frozenset[int]) -> ModelGraph:
+def graph_of(model: ModelFacts, dtype: DTypeName, work: Workload, sensitive: frozenset[int]) -> ModelGraph:
     """The graph of a stored model.
 
     FLOPs: 2 per weight and token, and attention on top: 4 x hidden size per token of context that a token looks at.
     """
     blocks = model.blocks
     hidden = model.hidden_size
-    compute = COMPUTE_BYTES[dtype]
+    compute = weight_bytes(1, activation_of(dtype))  # of one activation, and one value of KV
     embed = model.unit_values.get("embed", 0)
     head = model.unit_values.get("head", 0) + (embed if model.tied else 0)
 
@@ -39,7 +31,7 @@ def graph_of(model: ModelFacts, dtype: str, work: Workload, sensitive: frozenset
         values = model.unit_values[f"block-{index:03d}"]
         return Unit(
             name=f"block[{index}]",
-            parameter_bytes={name: int(values * size) for name, size in WEIGHT_BYTES.items()},
+            parameter_bytes={name: weight_bytes(values, name) for name in DTYPES},
             prefill_flops_per_token=2.0 * values + 4.0 * hidden * work.prompt_tokens / 2,
             decode_flops_per_token=2.0 * values + 4.0 * hidden * work.typical_context_tokens,
             kv_bytes_per_token=model.kv_values_per_token * compute,
@@ -50,9 +42,7 @@ def graph_of(model: ModelFacts, dtype: str, work: Workload, sensitive: frozenset
     def end(name: str, values: int, loaded: int) -> Unit:
         return Unit(
             name=name,
-            parameter_bytes={
-                dtype: loaded * max(int(size), COMPUTE_BYTES[dtype]) for dtype, size in WEIGHT_BYTES.items()
-            },
+            parameter_bytes={name: weight_bytes(loaded, activation_of(name)) for name in DTYPES},
             prefill_flops_per_token=2.0 * values,
             decode_flops_per_token=2.0 * values,
             kv_bytes_per_token=0,

@@ -9,6 +9,7 @@ from splitinfer.operator.spec.blocks import parse_blocks
 from splitinfer.operator.spec.resource import LabelSelector, SplitInference
 from splitinfer.optimizer.capacity import CapacitySnapshot, NodeCapacity
 from splitinfer.optimizer.compile import Question
+from splitinfer.optimizer.plan import DTypeName
 from splitinfer.optimizer.values import OptimizerInputError
 from splitinfer.optimizer.wanted import Constraints, Pin, Weights, Workload
 
@@ -24,7 +25,7 @@ def make_question(
     model: ModelFacts,
     snapshot: CapacitySnapshot,
     context_tokens: int,
-    dtype: str,
+    dtype: DTypeName,
     hard_slo: bool = False,
 ) -> Question:
     """The question that a manifest asks of a snapshot.

@@ -215,7 +215,9 @@ def _write(folder: Path, unit: str, source: str, matrices: Few) -> None:
         sha256=hashlib.sha256(data).hexdigest(),
         bytes=len(data),
         matrices={
-            n: _Matrix(rows=f.rows, columns=f.columns, bits=f.bits, exact=f.exact)  # type: ignore[arg-type]
+            n: _Matrix.model_validate(
+                {"rows": f.rows, "columns": f.columns, "bits": f.bits, "exact": f.exact}
+            )
             for n, f in matrices.items()
         },
     )
