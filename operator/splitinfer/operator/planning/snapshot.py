@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from splitinfer.operator.errors import UserError
-from splitinfer.operator.spec.manifest import one_document
+from splitinfer.operator.spec.manifest import one_document, read_text
 from splitinfer.optimizer.capacity import CapacitySnapshot
 from splitinfer.optimizer.values import OptimizerInputError, explain
 
@@ -21,19 +21,8 @@ def load_snapshot(path: Path) -> CapacitySnapshot:
     Raises:
         UserError: no file, not YAML, or not a snapshot; every problem is named.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise UserError("--capacity", f"{path}: {error.strerror}; name a snapshot file") from None
-    if len(data) > MAX_BYTES:
-        raise UserError(
-            "--capacity", f"{path}: larger than {MAX_BYTES} bytes; write siteLinks in place of links"
-        )
-    try:
-        return parse_snapshot(data.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError("--capacity", f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    larger = "so write siteLinks in place of links"
+    return parse_snapshot(read_text(path, "--capacity", "name a snapshot file", MAX_BYTES, larger))
 
 
 def parse_snapshot(text: str) -> CapacitySnapshot:

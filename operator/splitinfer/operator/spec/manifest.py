@@ -51,23 +51,39 @@ def one_document(text: str, what: str, rule: str) -> object:
     return documents[0]
 
 
+def read_text(path: Path, flag: str, mend: str, most: int, larger: str) -> str:
+    """A file's text.
+
+    Args:
+        path: of the file.
+        flag: what an error is about.
+        mend: what to do where it cannot be read.
+        most: bytes that it may have.
+        larger: what a larger one means.
+
+    Raises:
+        UserError: no file, too large, or not UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        raise UserError(flag, f"{path}: {error.strerror}; {mend}") from None
+    if len(data) > most:
+        raise UserError(flag, f"{path}: larger than {most} bytes, {larger}")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(flag, f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+
+
 def load_manifest(path: Path) -> SplitInference:
     """The resource of a file.
 
     Raises:
         UserError: no file, not YAML, or not a `SplitInference`; every problem is named.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise UserError("-f", f"{path}: {error.strerror}; name a manifest file") from None
-    if len(data) > MAX_BYTES:
-        raise UserError("-f", f"{path}: larger than {MAX_BYTES} bytes, so not a manifest")
-    try:
-        return parse_manifest(data.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError("-f", f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    return parse_manifest(read_text(path, "-f", "name a manifest file", MAX_BYTES, "so not a manifest"))
 
 
 def parse_manifest(text: str) -> SplitInference:
