@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from splitinfer.optimizer.capacity import CapacitySnapshot, LinkCapacity, NodeCapacity, SiteLink
-from splitinfer.optimizer.compile import Question
 from splitinfer.optimizer.graph import ModelGraph, Unit, default_sensitivity
+from splitinfer.optimizer.question import Question
 from splitinfer.optimizer.values import Known
 from splitinfer.optimizer.wanted import Constraints, Weights, Workload
 

@@ -9,11 +9,11 @@ from itertools import product
 import hypothesis.strategies as st
 
 from splitinfer.optimizer.capacity import CapacitySnapshot, LinkCapacity, NodeCapacity
-from splitinfer.optimizer.compile import Question
 from splitinfer.optimizer.evaluate import Evaluation, Run, evaluate
 from splitinfer.optimizer.graph import ModelGraph, Unit
 from splitinfer.optimizer.plan import Segment
 from splitinfer.optimizer.problem import Problem
+from splitinfer.optimizer.question import Question
 from splitinfer.optimizer.values import Known, Unknown
 from splitinfer.optimizer.wanted import Constraints, Pin, RunningPlan, Weights, Workload
 

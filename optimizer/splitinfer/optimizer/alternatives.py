@@ -8,8 +8,9 @@ import numpy as np
 
 from splitinfer.optimizer.answer import Answer, located
 from splitinfer.optimizer.baselines import BASELINES
-from splitinfer.optimizer.compile import Question, compile_problem
+from splitinfer.optimizer.compile import compile_problem
 from splitinfer.optimizer.evaluate import evaluate
+from splitinfer.optimizer.question import Question
 from splitinfer.optimizer.stays import cheapest_through
 from splitinfer.optimizer.view import solve_backward, solve_forward, view_of
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from splitinfer.optimizer.budget import Budget
-from splitinfer.optimizer.compile import Question, compile_problem
+from splitinfer.optimizer.compile import compile_problem
 from splitinfer.optimizer.evaluate import Evaluation, Run, evaluate
 from splitinfer.optimizer.plan import Segment
 from splitinfer.optimizer.problem import Ineligible, Problem
+from splitinfer.optimizer.question import Question
 from splitinfer.optimizer.solver import Solution, Status, solve
 
 

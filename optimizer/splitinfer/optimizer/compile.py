@@ -5,12 +5,13 @@ Vectorised; a site of 1,000 nodes takes some hundred milliseconds, nearly all of
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from splitinfer.optimizer.capacity import CapacitySnapshot, LinkCapacity, NodeCapacity, SiteLink
+from splitinfer.optimizer.canonical import canonical
+from splitinfer.optimizer.capacity import NodeCapacity
 from splitinfer.optimizer.cost import (
     Floats,
     NodeSpeeds,
@@ -20,30 +21,11 @@ from splitinfer.optimizer.cost import (
     prefill_seconds,
 )
 from splitinfer.optimizer.graph import ModelGraph
+from splitinfer.optimizer.links import link_matrices
 from splitinfer.optimizer.problem import Ineligible, Problem
+from splitinfer.optimizer.question import Question
 from splitinfer.optimizer.values import Known, Unknown
-from splitinfer.optimizer.wanted import Constraints, RunningPlan, Weights, Workload
-
-_WORKLOAD, _CONSTRAINTS, _WEIGHTS = Workload(), Constraints(), Weights()
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """Everything that a decision depends on; equal questions have equal answers."""
-
-    graph: ModelGraph
-    snapshot: CapacitySnapshot
-    workload: Workload = _WORKLOAD
-    constraints: Constraints = _CONSTRAINTS
-    weights: Weights = _WEIGHTS
-    running: RunningPlan | None = None
-    now_seconds: float | None = None
-    """Time of the decision, to age the snapshot; None takes the time it was taken at."""
-
-    @property
-    def now(self) -> float:
-        """Seconds since the epoch."""
-        return self.snapshot.taken_at_seconds if self.now_seconds is None else self.now_seconds
+from splitinfer.optimizer.wanted import Workload
 
 
 def compile_problem(question: Question) -> Problem:
@@ -57,7 +39,7 @@ def compile_problem(question: Question) -> Problem:
     q.constraints.check_against(blocks, names)
     eligible, ineligible = _eligible(q)
     speeds = _speeds(q, eligible)
-    round_trip, bandwidth, dead = _links(q, eligible)
+    round_trip, bandwidth, dead = link_matrices(q, eligible)
     decode = decode_seconds(q.graph, q.graph.blocks, speeds, q.workload)
     prefill = prefill_seconds(q.graph, q.graph.blocks, speeds, [q.workload.chunk_tokens] * blocks)
     hops = _hops(q, speeds, round_trip, bandwidth)
@@ -116,7 +98,12 @@ def compile_problem(question: Question) -> Problem:
         ineligible=tuple(ineligible),
         dead_links=tuple(dead),
     )
-    return _canonical(problem)
+    return canonical(problem)
+
+
+def _known(reading: Known | Unknown) -> float:
+    assert isinstance(reading, Known), "eligible nodes have known readings only"
+    return reading.value
 
 
 def _eligible(q: Question) -> tuple[list[NodeCapacity], list[Ineligible]]:
@@ -150,47 +137,6 @@ def _speeds(q: Question, nodes: list[NodeCapacity]) -> NodeSpeeds:
         serialise=column("serialisation_bytes_per_second"),
         free=1.0 - column("background_utilisation"),
     )
-
-
-def _known(reading: Known | Unknown) -> float:
-    assert isinstance(reading, Known), "eligible nodes have known readings only"
-    return reading.value
-
-
-def _links(q: Question, nodes: list[NodeCapacity]) -> tuple[Floats, Floats, list[str]]:
-    """Round trips and bandwidths ``[from, to]`` (0 bandwidth: no usable link), and the links left out, with why."""
-    count = len(nodes)
-    index = {node.name: i for i, node in enumerate(nodes)}
-    sites = {site: i for i, site in enumerate(dict.fromkeys(node.site for node in nodes))}
-    at = np.array([sites[node.site] for node in nodes], dtype=np.int64)
-    site_trip = np.full((len(sites), len(sites)), np.inf)
-    site_band = np.zeros((len(sites), len(sites)))
-    least, dead = q.constraints.minimum_bandwidth_bytes_per_second, []
-
-    def read(link: LinkCapacity | SiteLink, name: str) -> tuple[float, float]:
-        trip_reading, band_reading = link.round_trip_seconds, link.bandwidth_bytes_per_second
-        trip, band = (q.snapshot.usable(r, q.now) for r in (trip_reading, band_reading))
-        if trip is None or band is None:
-            unusable = trip_reading if trip is None else band_reading
-            dead.append(f"{name}: unknown: {q.snapshot.why_unusable(unusable, q.now)}")
-            return np.inf, 0.0
-        if band < least:
-            dead.append(f"{name}: {band:,.0f} B/s is below the minimum of {least:,.0f}")
-            return np.inf, 0.0
-        return trip, band
-
-    for site_link in q.snapshot.site_links:
-        a, b = sites.get(site_link.from_site), sites.get(site_link.to_site)
-        if a is not None and b is not None:
-            name = f"{site_link.from_site} to {site_link.to_site}"
-            site_trip[a, b], site_band[a, b] = read(site_link, name)
-    trip = site_trip[np.ix_(at, at)] if count else np.zeros((0, 0))
-    band = site_band[np.ix_(at, at)] if count else np.zeros((0, 0))
-    for link in q.snapshot.links:
-        i, j = index.get(link.from_node), index.get(link.to_node)
-        if i is not None and j is not None:
-            trip[i, j], band[i, j] = read(link, f"{link.from_node} to {link.to_node}")
-    return trip, band, dead
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -330,39 +276,3 @@ def _cut_flags(
         for at in q.constraints.fixed_cuts:
             cut[at], stay[at] = True, False
     return cut, stay
-
-
-def _canonical(p: Problem) -> Problem:
-    """Nodes in an order that is theirs and not their names'."""
-    is_entry = np.zeros(p.node_count)
-    is_entry[p.entries] = 1.0
-    parts = [
-        is_entry[:, None],
-        p.room[:, None].astype(np.float64),
-        p.step_decode[:, None],
-        p.cost.T,
-        p.ring.T,
-        p.first.T,
-    ]
-    for matrix in (p.hop_cost[0], p.link_decode[0]):
-        parts += [np.sort(matrix, axis=1), np.sort(matrix.T, axis=1)]
-    features = np.ascontiguousarray(np.concatenate(parts, axis=1))
-    keys = [features[v].tobytes() for v in range(p.node_count)]
-    order = np.array(sorted(range(p.node_count), key=lambda v: (keys[v], p.nodes[v])), dtype=np.int64)
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    pairs = np.ix_(np.arange(len(p.hop_cost)), order, order)
-    entries = np.argsort(place[p.entries], kind="stable")
-    by_node = ("cost", "ring", "first", "exposure", "utilisation", "move")
-    vectors = ("room", "step_decode", "step_prefill", "step_utilisation", "background")
-    matrices = ("hop_cost", "hop_ring", "hop_first", "link_decode", "link_prefill")
-    of_entry = ("entry_cost", "entry_move", "entry_ring", "entry_first", "entry_utilisation")
-    changes: dict[str, Any] = {  # arrays of several shapes, each under the name of its field
-        "nodes": tuple(p.nodes[v] for v in order),
-        "entries": place[p.entries][entries],
-        **{name: np.ascontiguousarray(getattr(p, name)[:, order]) for name in by_node},
-        **{name: getattr(p, name)[order] for name in vectors},
-        **{name: np.ascontiguousarray(getattr(p, name)[pairs]) for name in matrices},
-        **{name: getattr(p, name)[entries] for name in of_entry},
-    }
-    return replace(p, **changes)

@@ -20,10 +20,11 @@ from pydantic import Field
 
 from splitinfer.optimizer.answer import Prediction, in_names, judged, located, predicted
 from splitinfer.optimizer.budget import Budget
-from splitinfer.optimizer.compile import Question, compile_problem
+from splitinfer.optimizer.compile import compile_problem
 from splitinfer.optimizer.evaluate import Evaluation
 from splitinfer.optimizer.plan import Segment
 from splitinfer.optimizer.problem import Problem
+from splitinfer.optimizer.question import Question
 from splitinfer.optimizer.solver import solve
 from splitinfer.optimizer.values import Fraction, NonNegative, Value
 from splitinfer.optimizer.wanted import Constraints, RunningPlan

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from splitinfer.optimizer.capacity import CapacitySnapshot, LinkCapacity, NodeCapacity
-from splitinfer.optimizer.compile import Question, compile_problem
+from splitinfer.optimizer.compile import compile_problem
 from splitinfer.optimizer.graph import ModelGraph, Unit
 from splitinfer.optimizer.problem import Problem
+from splitinfer.optimizer.question import Question
 from splitinfer.optimizer.values import Known
 from splitinfer.optimizer.wanted import Constraints, Weights, Workload
 

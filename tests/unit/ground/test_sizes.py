@@ -12,9 +12,7 @@ FOLDERS = ("operator", "optimizer", "profiler", "segment_runtime", "tests", "ben
 MOST_LINES = 300
 RUNTIME = "segment_runtime/splitinfer/segment_runtime"
 TOO_LONG = {
-    "optimizer/splitinfer/optimizer/compile.py",
     "optimizer/splitinfer/optimizer/decision.py",
-    "optimizer/splitinfer/optimizer/infeasible.py",
     "optimizer/splitinfer/optimizer/labels.py",
     "optimizer/splitinfer/optimizer/solver.py",
     "optimizer/splitinfer/optimizer/stays.py",

@@ -10,10 +10,11 @@ import pytest
 from pydantic import ValidationError
 
 from splitinfer.optimizer.answer import answer, judged
-from splitinfer.optimizer.compile import Question, compile_problem
+from splitinfer.optimizer.compile import compile_problem
 from splitinfer.optimizer.example import tiny_question
 from splitinfer.optimizer.graph import ModelGraph
 from splitinfer.optimizer.plan import Segment
+from splitinfer.optimizer.question import Question
 from splitinfer.optimizer.values import Known, OptimizerInputError
 from splitinfer.optimizer.wanted import Constraints, Pin, RunningPlan, Weights, Workload
 

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 
 from splitinfer.optimizer.capacity import CapacitySnapshot, LinkCapacity, NodeCapacity
-from splitinfer.optimizer.compile import Question
 from splitinfer.optimizer.decision import Decision, Drift, History, Policy, cooling, decide, holding
 from splitinfer.optimizer.example import tiny_question
 from splitinfer.optimizer.graph import ModelGraph
 from splitinfer.optimizer.plan import Segment
+from splitinfer.optimizer.question import Question
 from splitinfer.optimizer.values import Known, Unknown
 from splitinfer.optimizer.wanted import Constraints, RunningPlan, Weights
 

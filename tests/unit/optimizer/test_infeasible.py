@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 
-from splitinfer.optimizer.compile import Question, compile_problem
+from splitinfer.optimizer.compile import compile_problem
 from splitinfer.optimizer.example import tiny_question
 from splitinfer.optimizer.infeasible import Explanation, explain
+from splitinfer.optimizer.question import Question
 from splitinfer.optimizer.solver import solve
 from splitinfer.optimizer.values import Known, Unknown
 from splitinfer.optimizer.wanted import Pin, Workload

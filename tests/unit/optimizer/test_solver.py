@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 
 from splitinfer.optimizer.budget import Budget
 from splitinfer.optimizer.capacity import NodeCapacity
-from splitinfer.optimizer.compile import Question, compile_problem
+from splitinfer.optimizer.compile import compile_problem
 from splitinfer.optimizer.evaluate import evaluate
 from splitinfer.optimizer.example import tiny_question
+from splitinfer.optimizer.question import Question
 from splitinfer.optimizer.solver import Solution, solve
 from splitinfer.optimizer.values import Known
 from splitinfer.optimizer.wanted import Pin

@@ -8,8 +8,8 @@ from splitinfer.operator.planning.graph import graph_of
 from splitinfer.operator.spec.blocks import parse_blocks
 from splitinfer.operator.spec.resource import LabelSelector, SplitInference
 from splitinfer.optimizer.capacity import CapacitySnapshot, NodeCapacity
-from splitinfer.optimizer.compile import Question
 from splitinfer.optimizer.plan import DTypeName
+from splitinfer.optimizer.question import Question
 from splitinfer.optimizer.values import OptimizerInputError
 from splitinfer.optimizer.wanted import Constraints, Pin, Weights, Workload
 

@@ -10,8 +10,8 @@ from typing import Any
 from splitinfer.operator.spec.blocks import format_blocks
 from splitinfer.optimizer.alternatives import Alternative
 from splitinfer.optimizer.answer import Answer
-from splitinfer.optimizer.compile import Question
 from splitinfer.optimizer.infeasible import Explanation
+from splitinfer.optimizer.question import Question
 
 Report = dict[str, Any]
 

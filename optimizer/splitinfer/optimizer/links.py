@@ -1,0 +1,45 @@
+"""Links of a snapshot as matrices: which can be used, and why not the others."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from splitinfer.optimizer.capacity import LinkCapacity, NodeCapacity, SiteLink
+from splitinfer.optimizer.cost import Floats
+from splitinfer.optimizer.question import Question
+
+
+def link_matrices(q: Question, nodes: list[NodeCapacity]) -> tuple[Floats, Floats, list[str]]:
+    """Round trips and bandwidths ``[from, to]`` (0 bandwidth: no usable link), and the links left out, with why."""
+    count = len(nodes)
+    index = {node.name: i for i, node in enumerate(nodes)}
+    sites = {site: i for i, site in enumerate(dict.fromkeys(node.site for node in nodes))}
+    at = np.array([sites[node.site] for node in nodes], dtype=np.int64)
+    site_trip = np.full((len(sites), len(sites)), np.inf)
+    site_band = np.zeros((len(sites), len(sites)))
+    least, dead = q.constraints.minimum_bandwidth_bytes_per_second, []
+
+    def read(link: LinkCapacity | SiteLink, name: str) -> tuple[float, float]:
+        trip_reading, band_reading = link.round_trip_seconds, link.bandwidth_bytes_per_second
+        trip, band = (q.snapshot.usable(r, q.now) for r in (trip_reading, band_reading))
+        if trip is None or band is None:
+            unusable = trip_reading if trip is None else band_reading
+            dead.append(f"{name}: unknown: {q.snapshot.why_unusable(unusable, q.now)}")
+            return np.inf, 0.0
+        if band < least:
+            dead.append(f"{name}: {band:,.0f} B/s is below the minimum of {least:,.0f}")
+            return np.inf, 0.0
+        return trip, band
+
+    for site_link in q.snapshot.site_links:
+        a, b = sites.get(site_link.from_site), sites.get(site_link.to_site)
+        if a is not None and b is not None:
+            name = f"{site_link.from_site} to {site_link.to_site}"
+            site_trip[a, b], site_band[a, b] = read(site_link, name)
+    trip = site_trip[np.ix_(at, at)] if count else np.zeros((0, 0))
+    band = site_band[np.ix_(at, at)] if count else np.zeros((0, 0))
+    for link in q.snapshot.links:
+        i, j = index.get(link.from_node), index.get(link.to_node)
+        if i is not None and j is not None:
+            trip[i, j], band[i, j] = read(link, f"{link.from_node} to {link.to_node}")
+    return trip, band, dead
