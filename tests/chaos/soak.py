@@ -101,7 +101,7 @@ async def soak(args: argparse.Namespace, root: Path) -> int:
                 await assert_no_leak(entry, fleet.ensure(NODES))
         print(
             f"{args.model} seed {args.seed}: {churn.changes} changes, {churn.kills} kills, {args.streams} streams, "
-            f"{load.finished} requests, {entry.pipeline.tokens_total} tokens, {len(load.wrong)} wrong; twins in "
+            f"{load.finished} requests, {entry.pipeline.observed.tokens_total} tokens, {len(load.wrong)} wrong; twins in "
             f"{prepared - began:.0f} s, run in {time.monotonic() - prepared:.0f} s"
         )
         for line in load.wrong:

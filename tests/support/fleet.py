@@ -164,8 +164,8 @@ class Load:
 
     async def more_tokens(self, count: int, seconds: float = 60) -> None:
         """Wait until ``count`` more tokens have come, or a stream went wrong."""
-        wanted = self.entry.pipeline.tokens_total + count
+        wanted = self.entry.pipeline.observed.tokens_total + count
         async with asyncio.timeout(seconds):
             # A counter of the code under test: there is no event to wait for.
-            while not (self.wrong or self.entry.pipeline.tokens_total >= wanted):  # noqa: ASYNC110
+            while not (self.wrong or self.entry.pipeline.observed.tokens_total >= wanted):  # noqa: ASYNC110
                 await asyncio.sleep(0.005)

@@ -81,10 +81,10 @@ async def test_logprobs_keep_their_bits_through_changes_of_plan_and_lost_hosts(
 
         streams = [asyncio.create_task(tell(entry, prompt, count)) for prompt, count in requests]
         for number, (cuts, nodes) in enumerate(PLANS):
-            before = entry.pipeline.tokens_total
+            before = entry.pipeline.observed.tokens_total
 
             def moved_on(before: int = before) -> bool:
-                return entry.pipeline.tokens_total >= before + 12 or all(s.done() for s in streams)
+                return entry.pipeline.observed.tokens_total >= before + 12 or all(s.done() for s in streams)
 
             await _until(moved_on)
             epoch = entry.pipeline.epoch + 1

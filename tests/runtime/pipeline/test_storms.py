@@ -41,7 +41,7 @@ async def assert_entry_is_empty(entry: Entry, tasks: int) -> None:
         scheduler.waiting,
         scheduler._released,
         pipeline._requests._live,
-        pipeline._sent,
+        pipeline.flight._sent,
     )
     assert not any(left), left
 

@@ -104,7 +104,7 @@ async def status(coordinator: Coordinator, pipeline: Pipeline) -> dict[str, Any]
     """What runs now, as JSON."""
     done, total = coordinator.progress
     running, waiting = pipeline.sessions()
-    ttft, tpot = list(pipeline.recent_ttft), list(pipeline.recent_tpot)
+    ttft, tpot = list(pipeline.observed.recent_ttft), list(pipeline.observed.recent_tpot)
     plan = pipeline.plan
     views = await coordinator.members.views()
     return {
@@ -153,7 +153,7 @@ async def status(coordinator: Coordinator, pipeline: Pipeline) -> dict[str, Any]
         },
         "sessions": {"running": running, "waiting": waiting},
         "observed": {
-            "tokens_total": pipeline.tokens_total,
+            "tokens_total": pipeline.observed.tokens_total,
             "ttft_p50_seconds": quantile(ttft, 50),
             "ttft_p95_seconds": quantile(ttft, 95),
             "tpot_p50_seconds": quantile(tpot, 50),

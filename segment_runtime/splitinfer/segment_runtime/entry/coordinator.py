@@ -64,7 +64,7 @@ class Coordinator:
         """How often the target broke at its commit."""
         self._epoch = 0
         self.breakage = Breakage(
-            lambda: (pipeline.steps_started, pipeline.steps_completed), recovery_seconds, self._give_up
+            lambda: (pipeline.flight.started, pipeline.flight.completed), recovery_seconds, self._give_up
         )
         self._wake = asyncio.Event()
         self._loaded: dict[str, tuple[int, int]] = {}

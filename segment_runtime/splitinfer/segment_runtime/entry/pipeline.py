@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,20 +16,20 @@ import structlog
 from splitinfer.optimizer.plan import Plan
 from splitinfer.segment_runtime.channel import FrameLink, LinkError
 from splitinfer.segment_runtime.engine.port import LoadedHead
+from splitinfer.segment_runtime.entry.answers import Answers
 from splitinfer.segment_runtime.entry.embed import Embedder
+from splitinfer.segment_runtime.entry.flight import Flight
 from splitinfer.segment_runtime.entry.frames import TokensRefused, check_return, frame_of, release_frame
 from splitinfer.segment_runtime.entry.generate import (
     GenerationRequest,
     NotReady,
     PipelineFailed,
-    TokenEvent,
 )
 from splitinfer.segment_runtime.entry.head import HeadThread
-from splitinfer.segment_runtime.entry.live import LiveRequest, TokenStream
+from splitinfer.segment_runtime.entry.live import TokenStream
 from splitinfer.segment_runtime.entry.metrics import PipelineMetrics
 from splitinfer.segment_runtime.entry.observed import Observed
 from splitinfer.segment_runtime.entry.requests import RETRY_AFTER_SECONDS, Requests
-from splitinfer.segment_runtime.entry.sampler import Sampled, SamplerError
 from splitinfer.segment_runtime.entry.scheduler import Scheduler
 from splitinfer.segment_runtime.entry.sessions import MicroBatch
 from splitinfer.segment_runtime.entry.settings import Settings
@@ -78,25 +77,19 @@ class Pipeline:
         self._settings = settings
         self._metrics = metrics
         self._clock = clock
-        self._observed = Observed(metrics)
+        self.observed = Observed(metrics)
         self._head = HeadThread(metrics, clock)
         self._scheduler = Scheduler(replace(settings.scheduler, kv_budget_tokens=0))
         self._requests = Requests(self._scheduler, clock)
-        self._sent: dict[int, float] = {}
-        """When each step in flight was sent."""
+        self._answers = Answers(self._scheduler, self._requests, self.observed, self._head, clock)
+        self.flight = Flight()
         self._plan: Plan | None = None
         self._chain: Chain | None = None
         """None: no plan yet, or the chain is broken."""
         self._paused = True
         self._wake = asyncio.Event()
-        self._drained = asyncio.Event()
-        """Set when no step is in flight."""
-        self._drained.set()
         self._returned: asyncio.Queue[tuple[int, pb.Frame, float]] = asyncio.Queue()
         self._background: set[asyncio.Task[None]] = set()
-        self.steps_started = 0
-        self.steps_completed = 0
-        """Steps that were sent and that came back right, over all epochs: what shows whether a chain works."""
         self.on_broken: Callable[[str], None] = _nobody_minds
         self.on_given_up: Callable[[int], None] = _nobody_minds
         """Told of a session whose KV the hosts may free without waiting for the next frame."""
@@ -139,21 +132,6 @@ class Pipeline:
         return len(self._scheduler.running), len(self._scheduler.waiting)
 
     @property
-    def recent_ttft(self) -> deque[float]:
-        """The latest times to first token, in seconds."""
-        return self._observed.recent_ttft
-
-    @property
-    def recent_tpot(self) -> deque[float]:
-        """The latest times per output token, in seconds."""
-        return self._observed.recent_tpot
-
-    @property
-    def tokens_total(self) -> int:
-        """Tokens given since the start."""
-        return self._observed.tokens_total
-
-    @property
     def largest_session_tokens(self) -> int:
         """KV tokens of the largest session that lives; a new plan must have room for it."""
         return max((session.capacity for session in self._scheduler.live), default=0)
@@ -191,14 +169,13 @@ class Pipeline:
     async def pause(self) -> None:
         """Start no more steps and wait for those in flight: a token boundary. `halt` ends the wait too."""
         self._paused = True
-        await self._drained.wait()
+        await self.flight.landed()
 
     def halt(self) -> None:
         """Start no more steps and give up those in flight: the chain is broken."""
         self._paused = True
         self._scheduler.in_flight.clear()
-        self._sent.clear()
-        self._drained.set()
+        self.flight.give_up()
         chain, self._chain = self._chain, None
         if chain is not None:
             self._later(chain.link.close())
@@ -225,8 +202,7 @@ class Pipeline:
         self._metrics.replayed_tokens.inc(replayed)
         self._plan = plan
         self._chain = Chain(plan, link, embedder, head)
-        self._sent.clear()
-        self._drained.set()
+        self.flight.give_up()
         unfit = self._scheduler.reset(
             replace(
                 self._settings.scheduler,
@@ -303,7 +279,6 @@ class Pipeline:
                 self._scheduler.rewind(batch.step)
                 self._requests.fail(self._requests[error.session], PipelineFailed(str(error)))
                 continue
-            self._drained.clear()
             self._note_sent(batch)
             self._metrics.step_seconds.labels("embed").observe(self._clock() - began)
             return frame
@@ -313,12 +288,12 @@ class Pipeline:
         return release_frame(self._scheduler.next_step(), released, chain.plan, chain.embedder)
 
     def _note_sent(self, batch: MicroBatch) -> None:
-        self.steps_started += 1
-        now = self._sent[batch.step] = self._clock()
+        now = self._clock()
+        self.flight.sent(batch.step, now)
         self._metrics.rows.inc(batch.rows)
         for piece in batch.slices:
             if (live := self._requests.get(piece.session)) is not None:
-                self._observed.started(live, now)
+                self.observed.started(live, now)
 
     def on_frame(self, epoch: int, frame: pb.Frame) -> None:
         """From the return stream of ``epoch``."""
@@ -354,48 +329,23 @@ class Pipeline:
             except FrameError as error:
                 self.on_broken(f"the last hop returned a bad frame: {error}")
                 continue
-            kept = [piece for piece in batch.slices if piece.keep]
-            wanted = [
-                (piece, live) for piece in kept if (live := self._requests.get(piece.session)) is not None
-            ]
             began = self._clock()
-            try:
-                sampled = await self._head.sample(chain.head, frame, kept, wanted)
-            except Exception as error:
-                log.exception("sampling failed", step=frame.step)
-                sampled = [SamplerError(f"{type(error).__name__}: {error}") for _ in wanted]
+            drawn = await self._answers.draw(chain.head, frame, batch)
             if self._scheduler.in_flight.get(frame.step) is not batch:
                 continue  # the plan changed, or the chain broke, while the head computed
             self._scheduler.complete(frame.step)
-            self.steps_completed += 1
-            self._observed.step(frame, received - self._sent[frame.step], began - received)
-            for (_piece, live), drawn in zip(wanted, sampled, strict=True):
-                if self._requests.get(live.session.id) is live:  # else cancelled while the head computed
-                    self._take(live, drawn)
+            self.flight.completed += 1
+            self.observed.step(frame, received - self.flight.when(frame.step), began - received)
+            self._answers.deliver(drawn)
             self._after_step(frame.step)
 
-    def _take(self, live: LiveRequest, drawn: Sampled | SamplerError) -> None:
-        if isinstance(drawn, SamplerError):
-            self._requests.fail(live, PipelineFailed(str(drawn)))
-            return
-        self._observed.token(live, self._clock())
-        finish = live.take(drawn.token)
-        live.stream.put(TokenEvent(drawn.token, drawn.logprob, drawn.top, finish))
-        if finish is None:
-            self._scheduler.append(live.session.id, drawn.token)
-        else:
-            self._requests.forget(live.session.id)
-
     def _after_step(self, step: int) -> None:
-        self._sent.pop(step, None)
-        if not self._scheduler.in_flight:
-            self._drained.set()
+        self.flight.over(step)
         self._look()
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(min(1.0, self._settings.step_seconds / 4))
-            if self._sent:
-                step, sent = min(self._sent.items(), key=lambda item: item[1])
-                if self._clock() - sent > self._settings.step_seconds:
-                    self.on_broken(f"step {step} got no answer in {self._settings.step_seconds:g} s")
+            seconds = self._settings.step_seconds
+            if (step := self.flight.overdue(self._clock(), seconds)) is not None:
+                self.on_broken(f"step {step} got no answer in {seconds:g} s")
