@@ -17,16 +17,20 @@ from splitinfer.segment_runtime.store.reader import StoredModel
 
 CONTEXT = 256
 STEPS = 24
+PAUSE_SECONDS = 0.05
+"""What lies between two steps of a host in a chain of four."""
 
 
-def milliseconds(step: Callable[[int], object]) -> float:
-    """Mean time of one step, after a few that warm."""
-    for index in range(4):
+def milliseconds(step: Callable[[int], object], pause: float = 0.0) -> float:
+    """Mean time of one step, after a few that warm; ``pause`` seconds before each are not part of it."""
+    taken = 0.0
+    for index in range(4 + STEPS):
+        time.sleep(pause)
+        began = time.perf_counter()
         step(index)
-    began = time.perf_counter()
-    for index in range(4, 4 + STEPS):
-        step(index)
-    return 1e3 * (time.perf_counter() - began) / STEPS
+        if index >= 4:
+            taken += time.perf_counter() - began
+    return 1e3 * taken / STEPS
 
 
 class Engine:
@@ -41,8 +45,8 @@ class Engine:
         self._rows = np.random.default_rng(0).standard_normal((CONTEXT, self._hidden)).astype(np.float32)
         self._next = 0
 
-    def decode(self, sessions: int) -> float:
-        """Milliseconds of a step of one token of each of ``sessions``."""
+    def decode(self, sessions: int, pause: float = 0.0) -> float:
+        """Milliseconds of a step of one token of each of ``sessions``, ``pause`` seconds after the one before."""
         ids = [self._next + i + 1 for i in range(sessions)]
         self._next += sessions
         for session in ids:
@@ -50,7 +54,8 @@ class Engine:
             self.range.step(self._rows, [SessionRows(session, 0, CONTEXT)])
         hidden = self._rows[:sessions]
         taken = milliseconds(
-            lambda index: self.range.step(hidden, [SessionRows(s, CONTEXT + index, 1) for s in ids])
+            lambda index: self.range.step(hidden, [SessionRows(s, CONTEXT + index, 1) for s in ids]),
+            pause,
         )
         for session in ids:
             self.range.close(session)
@@ -80,10 +85,11 @@ def run(threads: int, repeats: int, note: Callable[[str], None]) -> str:
     auto: Any = AutoModel
     reference = auto.from_config(config)  # the time of a step does not depend on the weights
     reference.train(False)
-    theirs, one, eight = [], [], []
+    theirs, one, paused, eight = [], [], [], []
     for turn in range(repeats):
         theirs.append(transformers_decode(reference, config))
         one.append(engine.decode(1))
+        paused.append(engine.decode(1, PAUSE_SECONDS))
         eight.append(engine.decode(8))
         note(f"turn {turn + 1}: transformers {theirs[-1]:.1f}, one {one[-1]:.1f}, eight {eight[-1]:.1f} ms")
 
@@ -101,6 +107,7 @@ def run(threads: int, repeats: int, note: Callable[[str], None]) -> str:
     rows = [
         Row("transformers' blocks, one session", Samples.of(theirs).show("ms")),
         Row("this engine, one session; the ratio is the speed", Samples.of(one).show("ms"), against(theirs, one), 1.0),
+        Row("this engine, after a pause of 50 ms, against none", Samples.of(paused).show("ms"), against(paused, one)),
         Row("this engine, eight sessions in a step, against one", Samples.of(eight).show("ms"), against(eight, one)),
         Row("one session, after another thread opened a team", Samples.of(crowded).show("ms"), against(crowded, one)),
     ]  # fmt: skip

@@ -93,25 +93,40 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         host.stop()
 
 
+async def _hold_to_the_unsplit_model(
+    hosts: dict[str, str], plans: Sequence[tuple[tuple[int, ...], tuple[str, ...]]], new_tokens: int
+) -> None:
+    """Serve one plan after the other; every logit sampled from, prompt and decode steps, is the unsplit model's."""
+    model = smollm2_stored()
+    engine = RecordingEngine(create_engine("torch", "cpu", 1))
+    expected: Sequence[torch.Tensor] | None = None
+    async with running_entry(model, engine=engine) as entry:
+        for epoch, (cuts, nodes) in enumerate(plans, start=1):
+            await entry.serve(plan_for(model, cut(model, cuts, nodes), epoch=epoch), hosts)
+            (head,) = engine.heads
+            head.seen.clear()
+            tokens = [event.token for event in await entry.generate(PROMPT, new_tokens)]
+            if expected is None:
+                torch.set_num_threads(1)
+                reference: Any = smollm2_reference()
+                expected = reference_logits(reference, [PROMPT, *([token] for token in tokens[:-1])])
+            assert len(expected) == len(head.seen) == new_tokens
+            for step, (want, got) in enumerate(zip(expected, head.seen, strict=True)):
+                assert torch.equal(want, got), f"cuts {cuts} on {nodes}: step {step} differs"
+
+
 async def test_logits_through_real_hosts_are_those_of_the_unsplit_model(hosts: dict[str, str]) -> None:
     """Six plans over 1 to 4 host processes, two of them with several ranges on one host (the U-shape).
 
     Every logit that the entry sampled from, prompt and decode steps, is that of transformers' unsplit model bit for
     bit: same prompt in one chunk, then the same tokens one by one.
     """
-    model = smollm2_stored()
-    engine = RecordingEngine(create_engine("torch", "cpu", 1))
-    expected: Sequence[torch.Tensor] | None = None
-    async with running_entry(model, engine=engine) as entry:
-        for epoch, (cuts, nodes) in enumerate(PLANS, start=1):
-            await entry.serve(plan_for(model, cut(model, cuts, nodes), epoch=epoch), hosts)
-            (head,) = engine.heads
-            head.seen.clear()
-            tokens = [event.token for event in await entry.generate(PROMPT, NEW_TOKENS)]
-            if expected is None:
-                torch.set_num_threads(1)
-                reference: Any = smollm2_reference()
-                expected = reference_logits(reference, [PROMPT, *([token] for token in tokens[:-1])])
-            assert len(expected) == len(head.seen)
-            for step, (want, got) in enumerate(zip(expected, head.seen, strict=True)):
-                assert torch.equal(want, got), f"cuts {cuts} on {nodes}: step {step} differs"
+    await _hold_to_the_unsplit_model(hosts, PLANS, NEW_TOKENS)
+
+
+async def test_every_single_cut_through_two_hosts_keeps_the_bits(hosts: dict[str, str]) -> None:
+    """All 29 cuts in two, each served by two host processes under an epoch of its own, moved one block at a time."""
+    blocks = smollm2_stored().index.blocks
+    plans = [((at,), ("node-0", "node-1")) for at in range(1, blocks)]
+    assert len(plans) == 29
+    await _hold_to_the_unsplit_model(hosts, plans, 4)

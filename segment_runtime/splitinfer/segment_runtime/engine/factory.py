@@ -8,10 +8,10 @@ from splitinfer.segment_runtime.engine.port import Engine, UnsupportedModel
 
 ENGINES = ("auto", "onnx", "torch")
 
-SPIN_COUNT = "20000"
-"""How long a worker of libgomp waits actively for the next parallel region: about a millisecond, more than lies
-between two regions of a step. By default it is some fifteen milliseconds: the workers of one process then hold the CPUs
-that the next process of the chain needs, and on a busy machine every region waits for a worker that was put aside."""
+SPIN_COUNT = "0"
+"""Workers of libgomp do not wait actively for the next parallel region. After a pause, and in a chain every step comes
+after one, the kernel may wake a worker on the CPU of the thread that wakes it: one that sleeps at barriers is soon put
+elsewhere, one that spins holds its place against the other (docs/performance.md)."""
 
 
 def create_engine(name: str, device: str, threads: int | None) -> Engine:

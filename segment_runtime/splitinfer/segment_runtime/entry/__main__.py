@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import sys
 from dataclasses import replace
 from ipaddress import ip_address
@@ -40,6 +41,7 @@ from splitinfer.segment_runtime.proto import runtime_pb2_grpc
 from splitinfer.segment_runtime.store.errors import StoreError
 from splitinfer.segment_runtime.store.reader import ModelStore
 from splitinfer.segment_runtime.text.codec import TextCodec
+from splitinfer.segment_runtime.text.errors import TextError
 
 log = structlog.get_logger()
 
@@ -142,65 +144,68 @@ async def serve(args: argparse.Namespace) -> int:
         model.name, model.index.hidden_size, model.index.max_context_tokens, settings, metrics
     )
     returns = ReturnService(pipeline)
-    server = grpc.aio.server(options=SERVER_OPTIONS)
-    runtime_pb2_grpc.add_ActivationsServicer_to_server(returns, server)
-    data_host, data_port = parse_address(args.data, "--data")
-    try:
-        bound = server.add_insecure_port(f"{data_host}:{data_port}")
-    except RuntimeError:
-        bound = 0
-    if not bound:
-        raise ValueError(f"--data: {args.data} cannot be bound; choose a free port, or 0")
-    data = f"{data_host}:{bound}"
-    if args.advertise is None and is_wildcard(data_host):
-        raise ValueError(
-            f"--advertise: hosts cannot reach {data}; say under which host:port they reach --data {args.data}"
+    codec = TextCodec.from_model(model)
+    async with contextlib.AsyncExitStack() as stack:
+        server = grpc.aio.server(options=SERVER_OPTIONS)
+        # Also when what follows is refused: a server that is not stopped says so in a traceback of its own.
+        stack.push_async_callback(server.stop, 0.5)
+        runtime_pb2_grpc.add_ActivationsServicer_to_server(returns, server)
+        data_host, data_port = parse_address(args.data, "--data")
+        try:
+            bound = server.add_insecure_port(f"{data_host}:{data_port}")
+        except RuntimeError:
+            bound = 0
+        if not bound:
+            raise ValueError(f"--data: {args.data} cannot be bound; choose a free port, or 0")
+        data = f"{data_host}:{bound}"
+        if args.advertise is None and is_wildcard(data_host):
+            raise ValueError(
+                f"--advertise: hosts cannot reach {data}; say under which host:port they reach --data {args.data}"
+            )
+        await server.start()
+        coordinator = Coordinator(
+            model, engine, pipeline, returns, args.advertise or data, metrics, args.recovery_seconds
         )
-    await server.start()
-    coordinator = Coordinator(
-        model, engine, pipeline, returns, args.advertise or data, metrics, args.recovery_seconds
-    )
-    app = create_app(
-        pipeline,
-        TextCodec.from_model(model),
-        registry=registry,
-        # A seed gives the same tokens again only with the same weights computed by the same engine.
-        system_fingerprint=f"{model.digest[:12]}-{engine.name}-{engine.version}",
-    )
-    public = await _listen(app, args.listen, "--listen")
-    private = await _listen(control_app(coordinator, pipeline), args.control, "--control")
-    stop, orphaned = asyncio.Event(), asyncio.Event()
-    stop_on_signals(stop)
-    if args.exit_with_parent:
+        app = create_app(
+            pipeline,
+            codec,
+            registry=registry,
+            # A seed gives the same tokens again only with the same weights computed by the same engine.
+            system_fingerprint=f"{model.digest[:12]}-{engine.name}-{engine.version}",
+        )
+        public = await _listen(app, args.listen, "--listen")
+        private = await _listen(control_app(coordinator, pipeline), args.control, "--control")
+        stop, orphaned = asyncio.Event(), asyncio.Event()
+        stop_on_signals(stop)
+        if args.exit_with_parent:
 
-        def on_gone() -> None:
-            orphaned.set()
-            stop.set()
+            def on_gone() -> None:
+                orphaned.set()
+                stop.set()
 
-        stop_with_parent(on_gone)
-    tasks = [asyncio.create_task(pipeline.run()), asyncio.create_task(coordinator.run())]
-    stopped = asyncio.create_task(stop.wait())
-    http, control = (f"{endpoint.host}:{endpoint.port}" for endpoint in (public, private))
-    announce(http=http, control=control, data=data)
-    log.info("listening", http=http, control=control, data=data, model=model.name)
-    # A task that ends on its own is a defect; the process then ends with its traceback, and is restarted.
-    await asyncio.wait({stopped, *tasks}, return_when=asyncio.FIRST_COMPLETED)
-    if stop.is_set() and not orphaned.is_set():
-        pipeline.closing = "the entry is shutting down"
-        log.info("draining", sessions=pipeline.sessions()[0], grace_seconds=args.grace_seconds)
-        await pipeline.drain(args.grace_seconds)
-    for endpoint in (public, private):
-        await endpoint.stop()
-    for task in tasks:
-        task.cancel()
-    results = await asyncio.gather(*tasks, return_exceptions=True)
-    await coordinator.close()
-    await server.stop(grace=0.5)
-    for result in results:
-        if isinstance(result, Exception):
-            raise result
-    log.info("stopped")
-    return 0
+            stop_with_parent(on_gone)
+        tasks = [asyncio.create_task(pipeline.run()), asyncio.create_task(coordinator.run())]
+        stopped = asyncio.create_task(stop.wait())
+        http, control = (f"{endpoint.host}:{endpoint.port}" for endpoint in (public, private))
+        announce(http=http, control=control, data=data)
+        log.info("listening", http=http, control=control, data=data, model=model.name)
+        # A task that ends on its own is a defect; the process then ends with its traceback, and is restarted.
+        await asyncio.wait({stopped, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        if stop.is_set() and not orphaned.is_set():
+            pipeline.closing = "the entry is shutting down"
+            log.info("draining", sessions=pipeline.sessions()[0], grace_seconds=args.grace_seconds)
+            await pipeline.drain(args.grace_seconds)
+        for endpoint in (public, private):
+            await endpoint.stop()
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        await coordinator.close()
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        log.info("stopped")
+        return 0
 
 
 def main() -> int:
@@ -209,7 +214,7 @@ def main() -> int:
     configure_logging(args.log_level)
     try:
         return asyncio.run(serve(args))
-    except (ValueError, EngineError, StoreError) as error:
+    except (ValueError, EngineError, StoreError, TextError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -112,4 +112,5 @@ class Generator(Protocol):
         Raises:
             ContextTooLong, Saturated, NotReady: at once.
             PipelineFailed: while iterating.
+            NotReady: while iterating, when the entry shuts down first.
         """

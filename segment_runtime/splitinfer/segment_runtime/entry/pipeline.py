@@ -228,13 +228,14 @@ class Pipeline:
 
     def fail_all(self, reason: str) -> None:
         """End every live request with an error."""
-        self._requests.fail_all(reason)
+        self._requests.fail_all(PipelineFailed(reason))
         self._look()
 
     async def drain(self, grace_seconds: float) -> None:
         """Wait until no request lives, at most ``grace_seconds``; what is left then is failed."""
         if not await self._requests.drain(grace_seconds):
-            self.fail_all("the entry shut down before the request was finished")
+            reason = "the entry shut down before the request was finished"
+            self._requests.fail_all(NotReady(reason, RETRY_AFTER_SECONDS))
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

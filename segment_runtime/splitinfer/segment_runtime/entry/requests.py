@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from splitinfer.segment_runtime.entry.generate import (
     ContextTooLong,
     GenerationRequest,
-    PipelineFailed,
+    GenerationError,
     Saturated,
 )
 from splitinfer.segment_runtime.entry.live import LiveRequest, TokenStream
@@ -81,15 +81,15 @@ class Requests:
             self._ended.set()
         return live
 
-    def fail(self, live: LiveRequest, error: PipelineFailed) -> None:
+    def fail(self, live: LiveRequest, error: GenerationError) -> None:
         """End a request with an error."""
         self.forget(live.session.id)
         live.stream.put(error)
 
-    def fail_all(self, reason: str) -> None:
+    def fail_all(self, error: GenerationError) -> None:
         """End every live request with an error."""
         for live in self:
-            self.fail(live, PipelineFailed(reason))
+            self.fail(live, error)
 
     async def drain(self, grace_seconds: float) -> bool:
         """Wait until no request lives, at most ``grace_seconds``; whether none does."""
