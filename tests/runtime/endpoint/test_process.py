@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -32,15 +33,20 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
     started.stop()
 
 
-def serving(host: HostProcess, logs: Path, *options: str) -> tuple[Entry, Endpoint]:
+@contextlib.contextmanager
+def serving(host: HostProcess, logs: Path, *options: str) -> Iterator[tuple[Entry, Endpoint]]:
     """An entry process that serves all blocks over one host."""
     model = smollm2_stored()
     process = start_entry(model.path.parent, model.name, logs, *options)
     assert process.stdout is not None
     said = json.loads(process.stdout.readline())
     endpoint = Endpoint(f"http://{said['http']}", f"http://{said['control']}", {"node-0": host}, model)
-    endpoint.change(cut(model, [], ["node-0"]))
-    return process, endpoint
+    try:
+        endpoint.change(cut(model, [], ["node-0"]))
+        yield process, endpoint
+    finally:
+        process.kill()
+        process.wait()
 
 
 class Client(threading.Thread):
@@ -62,33 +68,37 @@ class Client(threading.Thread):
 
 def test_sigterm_lets_a_stream_finish_and_takes_no_new_one(host: HostProcess, tmp_path: Path) -> None:
     """A stream that runs gets all its tokens, a request that comes is a 503 that says why, and the exit code is 0."""
-    process, endpoint = serving(host, tmp_path)
-    running = Client(endpoint, 60)
-    until(lambda: len(running.events) > 2, seconds=30, what="the stream to run")
-    process.send_signal(signal.SIGTERM)
-    until(lambda: httpx.get(f"{endpoint.url}/ready").status_code == 503, seconds=5, what="the entry to drain")
-    refused = httpx.post(f"{endpoint.url}/v1/completions", json={**running.body, "max_tokens": 1})
-    assert refused.status_code == 503
-    assert "shutting down" in refused.json()["error"]["message"]
-    assert running.is_alive(), "the stream ended before it could be seen to outlive the signal"
-    assert process.wait(40) == 0
-    running.join(5)
-    assert running.events[-1] == "[DONE]"
-    usage = json.loads(running.events[-2])["usage"]
-    assert usage["completion_tokens"] == 60
-    assert '"error"' not in "".join(running.events)
+    with serving(host, tmp_path) as (process, endpoint):
+        running = Client(endpoint, 60)
+        until(lambda: len(running.events) > 2, seconds=30, what="the stream to run")
+        process.send_signal(signal.SIGTERM)
+        until(
+            lambda: httpx.get(f"{endpoint.url}/ready").status_code == 503,
+            seconds=5,
+            what="the entry to drain",
+        )
+        refused = httpx.post(f"{endpoint.url}/v1/completions", json={**running.body, "max_tokens": 1})
+        assert refused.status_code == 503
+        assert "shutting down" in refused.json()["error"]["message"]
+        assert running.is_alive(), "the stream ended before it could be seen to outlive the signal"
+        assert process.wait(40) == 0
+        running.join(5)
+        assert running.events[-1] == "[DONE]"
+        usage = json.loads(running.events[-2])["usage"]
+        assert usage["completion_tokens"] == 60
+        assert '"error"' not in "".join(running.events)
 
 
 def test_what_outlives_the_grace_ends_with_an_error_that_says_so(host: HostProcess, tmp_path: Path) -> None:
     """A stream longer than --grace-seconds is told that the entry shut down; the process does not wait for it."""
-    process, endpoint = serving(host, tmp_path, "--grace-seconds", "1")
-    running = Client(endpoint, 400)
-    until(lambda: len(running.events) > 2, seconds=30, what="the stream to run")
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
-    running.join(5)
-    (error,) = (json.loads(event)["error"] for event in running.events if '"error"' in event)
-    assert "shut down before the request was finished" in error["message"]
+    with serving(host, tmp_path, "--grace-seconds", "1") as (process, endpoint):
+        running = Client(endpoint, 400)
+        until(lambda: len(running.events) > 2, seconds=30, what="the stream to run")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        running.join(5)
+        (error,) = (json.loads(event)["error"] for event in running.events if '"error"' in event)
+        assert "shut down before the request was finished" in error["message"]
 
 
 def test_a_tokenizer_that_cannot_be_used_is_an_error_and_exit_code_2(tmp_path: Path) -> None:

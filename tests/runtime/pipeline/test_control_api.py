@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from splitinfer.segment_runtime.engine.port import Engine
 from splitinfer.segment_runtime.entry.control import control_app
+from splitinfer.segment_runtime.entry.members import HostView
 from tests.runtime.pipeline.conftest import CONTEXT
 from tests.support.models import Case
 from tests.support.pipelines import Entry, cut, plan_for, running_entry
@@ -72,6 +74,26 @@ async def test_a_plan_is_taken_and_the_status_tells_what_came_of_it(
     assert (one["alive"], one["engine"], one["address"]) == (True, "torch", hosts["node-1"])
     assert [(r["epoch"], r["start"], r["stop"]) for r in one["ranges"]] == [(status["epoch"], 2, 5)]
     assert one["weight_bytes"] == sum(r["weight_bytes"] for r in one["ranges"]) > 0
+
+
+async def test_a_status_is_of_one_moment(
+    control: Control, case: Case, hosts: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan that begins to serve while the hosts are asked is in every part of the answer, or in none."""
+    asked = asyncio.Event()
+
+    async def slow_views() -> dict[str, HostView]:
+        asked.set()
+        await control.entry.until_serving(1)
+        return {}
+
+    monkeypatch.setattr(control.entry.coordinator.members, "views", slow_views)
+    answer = asyncio.create_task(control.status())
+    await asked.wait()
+    code, _ = await control.put("/control/plan", body_of(case, hosts))
+    assert code == 202
+    status = await answer
+    assert (status["state"], status["epoch"]) == ("serving", control.entry.pipeline.epoch)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from splitinfer.segment_runtime.engine.port import Engine, UnsupportedModel
 
 ENGINES = ("auto", "onnx", "torch")
 
-SPIN_COUNT = "0"
-"""Workers of libgomp do not wait actively for the next parallel region. After a pause, and in a chain every step comes
-after one, the kernel may wake a worker on the CPU of the thread that wakes it: one that sleeps at barriers is soon put
-elsewhere, one that spins holds its place against the other (docs/performance.md)."""
+SPIN_COUNT = "4000"
+"""How long a worker of libgomp waits actively for the next parallel region: some 0.2 ms, enough between the regions of a
+step. By default it is some fifteen milliseconds, and the workers of one process hold the CPUs that the next process of
+the chain needs. Not at all makes a step of eight sessions 1.5 times as long (docs/performance.md)."""
 
 
 def create_engine(name: str, device: str, threads: int | None) -> Engine:

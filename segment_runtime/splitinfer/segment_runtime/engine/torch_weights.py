@@ -95,4 +95,16 @@ def load_module(
             raise LoadError(
                 f"{where}: {name!r} is computed by transformers, and the torch engine does not know how"
             )
+    _shorten_lookups(module)
     return LoadedUnit(tensors, module)
+
+
+def _shorten_lookups(module: nn.Module) -> None:
+    """Have children and weights found as ordinary attributes.
+
+    ``nn.Module.__getattr__`` is asked only after an ordinary lookup failed, some 28 times per block: 3 to 5 % of a decode
+    step of small blocks. Nothing is assigned to these modules any more, so the second place cannot go stale.
+    """
+    for part in module.modules():
+        part.__dict__.update(part._modules)
+        part.__dict__.update(part._parameters)

@@ -102,11 +102,12 @@ def identity(message: pb.Identity) -> dict[str, Any]:
 
 async def status(coordinator: Coordinator, pipeline: Pipeline) -> dict[str, Any]:
     """What runs now, as JSON."""
+    views = await coordinator.members.views()
+    # From here on without an await, so that the parts are of one moment.
     done, total = coordinator.progress
     running, waiting = pipeline.sessions()
     ttft, tpot = list(pipeline.observed.recent_ttft), list(pipeline.observed.recent_tpot)
     plan = pipeline.plan
-    views = await coordinator.members.views()
     return {
         "state": coordinator.state,
         "ready": pipeline.ready(),

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Callable
 
 from splitinfer.segment_runtime.entry.generate import (
     FinishReason,
+    GenerationError,
     GenerationRequest,
-    PipelineFailed,
     TokenEvent,
 )
 from splitinfer.segment_runtime.entry.sessions import Session
@@ -20,11 +20,11 @@ class TokenStream(AsyncIterator[TokenEvent]):
 
     def __init__(self, on_close: Callable[[], None]) -> None:
         # Bounded by max_tokens of the request, so that a slow reader holds up nobody else.
-        self._events: asyncio.Queue[TokenEvent | PipelineFailed | None] = asyncio.Queue()
+        self._events: asyncio.Queue[TokenEvent | GenerationError | None] = asyncio.Queue()
         self._on_close = on_close
         self._over = False
 
-    def put(self, event: TokenEvent | PipelineFailed) -> None:
+    def put(self, event: TokenEvent | GenerationError) -> None:
         """From the pipeline: a token, or the error that ends the stream."""
         self._events.put_nowait(event)
 
@@ -37,7 +37,7 @@ class TokenStream(AsyncIterator[TokenEvent]):
         event = await self._events.get()
         if event is None:  # closed while this waited
             raise StopAsyncIteration
-        if isinstance(event, PipelineFailed):
+        if isinstance(event, GenerationError):
             self._over = True
             raise event
         if event.finish is not None:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 from splitinfer.segment_runtime.entry.generate import (
     ContextTooLong,
-    GenerationRequest,
     GenerationError,
+    GenerationRequest,
     Saturated,
 )
 from splitinfer.segment_runtime.entry.live import LiveRequest, TokenStream
