@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import wire
 from benchmarks.processes import Chain, Worker, chain
 from benchmarks.report import Row, Samples, table
 from splitinfer.segment_runtime.store.importer import import_model
@@ -215,6 +216,7 @@ def run(sizes: Sizes, note: Note) -> str:
             reference.ask({"prompt": prompt(16, 0), "new_tokens": 8})
             reference.ask({"prompt": prompt(512, 0), "new_tokens": 2})
             first = single_stream(model, reference, sizes, note)
+            first += wire.rows(4 * model.index.hidden_size, sizes.repeats)
         finally:
             reference.stop()
     second = micro_batches(model, sizes, note)
