@@ -1,7 +1,7 @@
 """What a link can do: round trips and bandwidth, over the kind of connection that the data plane uses (a gRPC stream).
 
 The far end answers every message with an empty one. A round trip is a message of the size of a decode row; bandwidth is
-how long larger ones take over that. The arithmetic is pure; `measure` and `EchoService` do the I/O.
+how long larger ones take over that. The arithmetic is in `link_times`.
 
 Errors
 ------
@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from statistics import median, quantiles
+from collections.abc import Callable
 
 import grpc
+
+from splitinfer.profiler.link_times import LinkTimes, link_times
 
 SERVICE, METHOD = "splitinfer.profiler.v1.Link", "Echo"
 SMALL_BYTES = 4096
@@ -31,27 +31,6 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 
 class LinkProbeError(Exception):
     """The far end cannot be reached, or did not answer in time."""
-
-
-@dataclass(frozen=True, slots=True)
-class LinkTimes:
-    """One ordered pair. Seconds and bytes per second."""
-
-    round_trip_median_seconds: float
-    round_trip_p95_seconds: float
-    bandwidth_bytes_per_second: float
-
-
-def link_times(round_trips: Sequence[float], transfers: Sequence[float], nbytes: int) -> LinkTimes:
-    """From seconds of small messages and of messages of ``nbytes``, each with its answer.
-
-    The best transfer counts, because whatever disturbs only slows; what a round trip takes is no part of it. A link so
-    fast that a transfer takes no longer than a round trip is taken to need a tenth of one: a lower bound of its bandwidth.
-    """
-    middle = median(round_trips)
-    spent = max(min(transfers) - middle, middle / 10)
-    p95 = quantiles(round_trips, n=20, method="inclusive")[-1] if len(round_trips) > 1 else middle
-    return LinkTimes(middle, p95, nbytes / spent)
 
 
 async def measure(

@@ -4,7 +4,7 @@
 ``w`` the bytes of a block's weights, ``L kv`` its KV that a token looks at, ``f`` its FLOPs per token, ``q`` the tokens of a chunk:
 
     block         t = T2 - T1                        what one more block takes
-    step_overhead max(0, T1 - t)                     what a step takes whatever its blocks
+    step_overhead max(0, T1 - t) + frame             what a step takes whatever its blocks
     bandwidth     B = max(memory, (w + L kv) / t)    a block is never faster than its bytes allow
     overhead      max(0, t - (w + L kv) / B)         what is left over the roofline
     FLOP/s        q f / (t_prefill - overhead)
@@ -21,6 +21,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Seconds = Annotated[float, Field(gt=0)]
+BytesPerSecond = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -53,7 +54,9 @@ class ProbeResult(BaseModel):
     kv_bytes_per_token: Count
     context_tokens: Count
     rows: Count
-    memory_bytes_per_second: Seconds
+    memory_bytes_per_second: BytesPerSecond
+    frame_seconds: Seconds
+    frame_bytes_per_second: BytesPerSecond
     times: tuple[BlockTimes, BlockTimes]
 
 
@@ -65,6 +68,7 @@ class Speeds:
     flops_per_second: float
     block_overhead_seconds: float
     step_overhead_seconds: float
+    serialisation_bytes_per_second: float
 
 
 def parse_probe(line: str) -> ProbeResult:
@@ -107,5 +111,6 @@ def speeds_of(probe: ProbeResult, prefill_flops_per_token: float) -> Speeds:
         memory_bandwidth_bytes_per_second=bandwidth,
         flops_per_second=probe.context_tokens * prefill_flops_per_token / arithmetic,
         block_overhead_seconds=overhead,
-        step_overhead_seconds=max(0.0, one.decode_one - one.blocks * block),
+        step_overhead_seconds=max(0.0, one.decode_one - one.blocks * block) + probe.frame_seconds,
+        serialisation_bytes_per_second=probe.frame_bytes_per_second,
     )

@@ -26,8 +26,10 @@ from numpy.typing import NDArray
 from splitinfer.optimizer.plan import activation_of
 from splitinfer.segment_runtime.engine.factory import create_engine
 from splitinfer.segment_runtime.engine.port import Engine, EngineError, LoadedRange, SessionRows
+from splitinfer.segment_runtime.proto import runtime_pb2 as pb
 from splitinfer.segment_runtime.store.errors import StoreError
 from splitinfer.segment_runtime.store.reader import NUMPY_DTYPES, ModelStore, StoredModel
+from splitinfer.segment_runtime.wire import array_of, put_array
 
 CONTEXT = 128
 """Tokens in the cache of a session that decodes."""
@@ -35,6 +37,9 @@ ROWS = 8
 """Sessions of the larger decode step."""
 FLUSH_BYTES = 96 << 20
 """More than the last-level cache of an edge node; it is also what the memory's bandwidth is measured over."""
+
+FRAME_ROWS = 512
+"""Rows of a large frame: a prefill chunk."""
 
 Clock = Callable[[], float]
 
@@ -58,7 +63,11 @@ class BlockTimes:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a probe found. Bytes per second are achieved, with ``threads`` threads."""
+    """What a probe found. Bytes per second are achieved, with ``threads`` threads.
+
+    ``frame_seconds`` is what a frame of one row takes to be written and read again, ``frame_bytes_per_second`` how fast
+    the activations of a larger one are.
+    """
 
     model_digest: str
     dtype: str
@@ -70,6 +79,8 @@ class Probe:
     context_tokens: int
     rows: int
     memory_bytes_per_second: float
+    frame_seconds: float
+    frame_bytes_per_second: float
     times: tuple[BlockTimes, BlockTimes]
 
 
@@ -92,6 +103,23 @@ class Memory:
         return self._nbytes / min(_seconds(self.read, clock) for _ in range(repeats))
 
 
+def frame_times(hidden_size: int, dtype: str, repeats: int, clock: Clock) -> tuple[float, float]:
+    """Seconds of a frame of one row through both ends, and bytes per second of the rows of a larger one."""
+
+    def through(rows: int) -> tuple[float, int]:
+        array = np.zeros((rows, hidden_size), NUMPY_DTYPES[activation_of(dtype)])  # type: ignore[arg-type]
+
+        def work() -> None:
+            frame = pb.Frame()
+            put_array(frame, array, activation_of(dtype))  # type: ignore[arg-type]
+            array_of(pb.Frame.FromString(frame.SerializeToString()))
+
+        return min(_seconds(work, clock) for _ in range(repeats + 1)), array.nbytes
+
+    (one, small), (many, large) = through(1), through(FRAME_ROWS)
+    return one, (large - small) / max(many - one, one / 10)  # too fast to tell: a lower bound
+
+
 def _seconds(work: Callable[[], object], clock: Clock) -> float:
     began = clock()
     work()
@@ -107,6 +135,7 @@ def measure(engine: Engine, model: StoredModel, dtype: str, repeats: int, clock:
     """
     memory = Memory(engine.threads)
     rate = memory.bytes_per_second(repeats, clock)
+    frame, frame_rate = frame_times(model.index.hidden_size, dtype, repeats, clock)
     found = []
     for blocks in (1, min(2, model.index.blocks)):
         loaded = engine.load_range(model, 0, blocks, dtype)
@@ -116,7 +145,19 @@ def measure(engine: Engine, model: StoredModel, dtype: str, repeats: int, clock:
         loaded.drop()
     (weights, kv, one), (_, _, two) = found
     return Probe(
-        model.digest, dtype, name, version, engine.threads, weights, kv, CONTEXT, ROWS, rate, (one, two)
+        model.digest,
+        dtype,
+        name,
+        version,
+        engine.threads,
+        weights,
+        kv,
+        CONTEXT,
+        ROWS,
+        rate,
+        frame,
+        frame_rate,
+        (one, two),
     )
 
 

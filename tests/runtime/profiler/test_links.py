@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 
-from splitinfer.profiler.links import LinkProbeError, echo_handlers, link_times, measure
+from splitinfer.profiler.link_times import link_times
+from splitinfer.profiler.links import LinkProbeError, echo_handlers, measure
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ import pytest
 from splitinfer.operator.errors import CommandFailed, UserError
 from splitinfer.operator.local import runfile
 from splitinfer.operator.local.control import ControlClient, ControlError, PlanRefused
-from splitinfer.operator.local.machine import available_memory
 from splitinfer.operator.local.models import find_model
 from splitinfer.operator.local.runfile import RunFile
 from splitinfer.operator.local.show import format_bytes
 from splitinfer.optimizer.plan import ModelRef, Plan, Segment
+from splitinfer.profiler.machine import available_memory
 from splitinfer.segment_runtime.store.reader import ModelStore
 from tests.support.stored import write_index
 

@@ -75,7 +75,6 @@ def run(arguments: argparse.Namespace) -> int:
 def prepare(arguments: argparse.Namespace) -> tuple[Request, Settings]:
     """What shall run and how. Starts nothing. Raises UserError."""
     from splitinfer.operator.errors import UserError
-    from splitinfer.operator.local.machine import available_memory
     from splitinfer.operator.local.models import home
     from splitinfer.operator.local.pipeline import Settings, check_port
     from splitinfer.operator.local.request import Options, make_request
@@ -83,6 +82,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[Request, Settings]:
     from splitinfer.operator.spec.manifest import load_manifest
     from splitinfer.operator.spec.resource import resource
     from splitinfer.optimizer.budget import Budget
+    from splitinfer.profiler.machine import available_memory
 
     if arguments.once and arguments.prompt is None:
         raise UserError("--once", "there is nothing to answer; add --prompt TEXT")
