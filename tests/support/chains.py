@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from splitinfer.optimizer.plan import FEW_BITS
 from splitinfer.segment_runtime.engine.port import Array, Engine, LoadedHead, LoadedRange, SessionRows
 from splitinfer.segment_runtime.entry.embed import Embedder
 from splitinfer.segment_runtime.store.reader import StoredModel
@@ -28,8 +27,7 @@ class Chain:
         """Cut the model at ``cuts``."""
         edges = [0, *cuts, model.index.blocks]
         ranges = [engine.load_range(model, start, stop, dtype) for start, stop in itertools.pairwise(edges)]
-        plain = "float32" if dtype in FEW_BITS else dtype
-        return cls(ranges, engine.load_head(model, dtype), Embedder(model, plain))
+        return cls(ranges, engine.load_head(model, dtype), Embedder(model, dtype))
 
     def open(self, session: int, capacity: int) -> None:
         """Open a session in every range."""

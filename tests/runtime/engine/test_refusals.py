@@ -147,5 +147,5 @@ def test_embedding_refuses_what_is_not_in_its_tables(case: Cases) -> None:
         opt.embed([1, 2], 127)
     with pytest.raises(ValueError, match="position"):
         opt.embed([1], -1)
-    with pytest.raises(ValueError, match="'int4' is not one of"):
-        Embedder(case("llama", "float32").stored, "int4")
+    with pytest.raises(ValueError, match="'int3' is not one of"):
+        Embedder(case("llama", "float32").stored, "int3")

@@ -1,6 +1,7 @@
 """Token embedding with numpy: bit for bit what transformers' own embedding gives, without torch.
 
-The tables stay on disk, mapped; only the rows that are asked for are copied and cast.
+The tables stay on disk, mapped; only the rows that are asked for are copied and cast. In ``int8`` and ``int4`` the token
+table is the one in 8 bits that a tied head reads too, so that the entry has one set of its bytes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from splitinfer.segment_runtime.store.converted import BITS, converted, is_matrix
 from splitinfer.segment_runtime.store.reader import NUMPY_DTYPES, StoredModel
 
 
@@ -23,17 +25,19 @@ class Embedder:
 
         Args:
             model: the stored model; its ``embed`` unit is verified here.
-            dtype: float32, bfloat16 or float16, as the ranges run.
+            dtype: of the plan: float32, bfloat16, float16, int8 or int4.
 
         Raises:
             StoreError: a damaged or missing unit.
             ValueError: a dtype that is none of those.
         """
-        if dtype not in NUMPY_DTYPES:
-            raise ValueError(f"dtype: {dtype!r} is not one of {', '.join(NUMPY_DTYPES)}")
+        if dtype not in (*NUMPY_DTYPES, *BITS):
+            raise ValueError(f"dtype: {dtype!r} is not one of {', '.join((*NUMPY_DTYPES, *BITS))}")
+        few = converted(model, "embed", dtype, is_matrix).matrices["tokens"] if dtype in BITS else None
         unit = model.read_unit("embed")
         architecture = model.architecture
-        self._dtype = NUMPY_DTYPES[dtype]
+        self._dtype = NUMPY_DTYPES["float32" if few is not None else dtype]
+        self._few = few
         self._tokens = unit["tokens"]  # [vocab, hidden]
         self._positions = unit.get("positions")  # [positions + offset, hidden]
         self._offset = architecture.position_offset
@@ -57,7 +61,9 @@ class Embedder:
         outside = ids[(ids < 0) | (ids >= vocab)]
         if outside.size:
             raise ValueError(f"token {int(outside[0])}: the vocabulary has ids 0 to {vocab - 1}")
-        hidden: NDArray[Any] = self._tokens[ids].astype(self._dtype)
+        hidden: NDArray[Any] = (
+            self._few.values(ids) if self._few is not None else self._tokens[ids].astype(self._dtype)
+        )
         if self._scale is not None:
             hidden = (hidden * self._scale).astype(self._dtype, copy=False)
         if self._positions is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from splitinfer.optimizer.plan import DTypeName, activation_of
+from splitinfer.optimizer.plan import DTypeName
 from splitinfer.segment_runtime.engine.port import Engine, EngineError, LoadedHead
 from splitinfer.segment_runtime.entry.changes import ChangeFailed
 from splitinfer.segment_runtime.entry.embed import Embedder
@@ -26,7 +26,7 @@ class Heads:
             return
         loop = asyncio.get_running_loop()
         try:
-            embedder = await loop.run_in_executor(None, Embedder, self._model, activation_of(dtype))
+            embedder = await loop.run_in_executor(None, Embedder, self._model, dtype)
             head = await loop.run_in_executor(None, self._engine.load_head, self._model, dtype)
         except (EngineError, StoreError) as error:
             raise ChangeFailed(f"entry: {error}", refused=True) from error

@@ -59,7 +59,7 @@ class FewBits:
             packed = self.zeros.reshape(self.rows, -1)[rows]
             zeros = unpack(packed, self.bits)[:, :blocks, None].astype(np.float32)
         values = (codes.astype(np.float32) - zeros) * scales[..., None]
-        return np.ascontiguousarray(values.reshape(len(codes), -1)[:, : self.columns])
+        return np.ascontiguousarray(values.reshape(len(codes), blocks * self.block)[:, : self.columns])
 
 
 def quantise(matrix: NDArray[Any], bits: int) -> FewBits:
