@@ -14,12 +14,13 @@ from safetensors.numpy import load_file, save_file
 from splitinfer.segment_runtime.store import converted as module
 from splitinfer.segment_runtime.store.converted import (
     Conversion,
+    conversions,
     convert_model,
     converted,
     drop_stale,
     is_matrix,
 )
-from splitinfer.segment_runtime.store.errors import DamagedModel
+from splitinfer.segment_runtime.store.errors import DamagedModel, ImportFailed
 from splitinfer.segment_runtime.store.reader import ModelStore, StoredModel
 from tests.support.models import random_case
 
@@ -148,12 +149,39 @@ def test_a_store_that_takes_no_files_is_no_error(model: StoredModel, monkeypatch
 
 def test_the_whole_model_is_converted_ahead(model: StoredModel) -> None:
     """Embedding and head in 8 bits, blocks in 4; how many were exact is counted; progress comes to its end."""
-    seen: list[tuple[int, int]] = []
-    exact, total = convert_model(model, "int4", lambda done, of: seen.append((done, of)))
+    seen: list[tuple[str, int, int]] = []
+    assert conversions(model) == ()
+    exact, total = convert_model(model, "int4", lambda *now: seen.append(now))
     assert (exact, total) == (0, 5 * 7 + 2)
-    assert seen[-1] == (7, 7)
+    assert [unit for unit, _, _ in seen] == [*model.index.units, ""]
+    whole = sum(unit.bytes for unit in model.index.units.values())
+    assert (seen[0][1:], seen[-1][1:]) == ((0, whole), (whole, whole))
+    assert conversions(model) == ("int4",)
     assert converted(model, "embed", "int4", is_matrix).matrices["tokens"].bits == 8
     assert all(m.bits == 4 for m in get(model).matrices.values())
+
+
+def test_a_conversion_that_cannot_be_kept_is_an_error_of_the_import(
+    model: StoredModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asks for it ahead is told which unit and why; nothing counts as converted."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(ImportFailed, match=r"embed in int8 could not be written \(.*No space left"):
+        convert_model(model, "int8")
+    assert conversions(model) == ()
+
+
+def test_conversions_of_other_tools_are_not_listed(
+    model: StoredModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a load would make again does not count."""
+    convert_model(model, "int4")
+    monkeypatch.setattr(module, "TOOLS", {"quantiser": "0", "numpy": "0"})
+    assert conversions(model) == ()
 
 
 def test_conversions_of_models_that_are_gone_are_dropped(model: StoredModel) -> None:

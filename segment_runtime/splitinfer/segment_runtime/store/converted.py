@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.numpy import save
 
-from splitinfer.segment_runtime.store.errors import DamagedModel
+from splitinfer.segment_runtime.store.errors import DamagedModel, ImportFailed
 from splitinfer.segment_runtime.store.index import Sha256
 from splitinfer.segment_runtime.store.quantise import BLOCK, VERSION, FewBits, quantise
 from splitinfer.segment_runtime.store.reader import StoredModel
@@ -65,10 +65,17 @@ class _Record(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """Matrices of one unit that were asked for, by name, and whether they came out of the cache."""
+    """Matrices of one unit that were asked for, by name.
+
+    Attributes:
+        matrices: by name.
+        cached: they came out of the cache.
+        not_kept: why they could not be written into it; None where they could, or were there.
+    """
 
     matrices: Few
     cached: bool
+    not_kept: str | None = None
 
 
 class _Stale(Exception):
@@ -106,8 +113,8 @@ def converted(
         tensors = model.read_unit(unit)
         matrices = {name: quantise(tensors[name], bits) for name in wanted}
         _check_scales(model.name, unit, matrices)
-        _write(folder, unit, model.index.units[unit].sha256, matrices)
-    return Conversion(matrices, cached=False)
+        not_kept = _write(folder, unit, model.index.units[unit].sha256, matrices)
+    return Conversion(matrices, cached=False, not_kept=not_kept)
 
 
 def is_matrix(_name: str, shape: tuple[int, ...]) -> bool:
@@ -116,17 +123,55 @@ def is_matrix(_name: str, shape: tuple[int, ...]) -> bool:
 
 
 def convert_model(
-    model: StoredModel, dtype: str, progress: Callable[[int, int], None] = lambda _done, _total: None
+    model: StoredModel,
+    dtype: str,
+    progress: Callable[[str, int, int], None] = lambda _unit, _done, _total: None,
 ) -> tuple[int, int]:
-    """Convert every unit now, so that no load has to. Gives how many matrices were repacked exactly, and of how many."""
-    exact = total = 0
-    units = list(model.index.units)
-    for done, unit in enumerate(units):
-        progress(done, len(units))
-        for few in converted(model, unit, dtype, is_matrix).matrices.values():
+    """Convert every unit now, so that no load has to. Gives how many matrices were repacked exactly, and of how many.
+
+    ``progress`` is called with the unit, the bytes of the source that are done, and all of them.
+
+    Raises:
+        ImportFailed: a conversion could not be written; those before it stay.
+        StoreError: a damaged unit.
+    """
+    exact = total = done = 0
+    units = model.index.units
+    whole = sum(unit.bytes for unit in units.values())
+    for unit, entry in units.items():
+        progress(unit, done, whole)
+        found = converted(model, unit, dtype, is_matrix)
+        if found.not_kept is not None:
+            raise ImportFailed(
+                f"{model.name}: {unit} in {dtype} could not be written ({found.not_kept}); free some space and import "
+                "again, what was converted stays"
+            )
+        for few in found.matrices.values():
             exact, total = exact + few.exact, total + 1
-    progress(len(units), len(units))
+        done += entry.bytes
+    progress("", whole, whole)
     return exact, total
+
+
+def conversions(model: StoredModel) -> tuple[str, ...]:
+    """Dtypes that every unit has been converted to by these tools. Reads the records only: a load verifies the rest."""
+    folder = model.path.parent / FOLDER / model.digest
+    return tuple(
+        dtype
+        for dtype in BITS
+        if all(
+            _recorded(folder / dtype / f"{unit}.json", entry.sha256)
+            for unit, entry in model.index.units.items()
+        )
+    )
+
+
+def _recorded(path: Path, source: str) -> bool:
+    try:
+        record = _Record.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return False
+    return record.tools == dict(TOOLS) and record.unit_sha256 == source
 
 
 def _check_scales(name: str, unit: str, matrices: Few) -> None:
@@ -201,8 +246,8 @@ def _mapped(path: Path, record: _Record) -> mmap.mmap:
     return data
 
 
-def _write(folder: Path, unit: str, source: str, matrices: Few) -> None:
-    """Whole or not at all: the record is renamed into place after its file. A store that takes no files is no error."""
+def _write(folder: Path, unit: str, source: str, matrices: Few) -> str | None:
+    """Whole or not at all: the record is renamed into place after its file. Why a store took none, which is no error."""
     arrays: dict[str, NDArray[Any]] = {}
     for name, few in matrices.items():
         arrays |= {f"{name}.codes": few.codes, f"{name}.scales": few.scales}
@@ -236,6 +281,8 @@ def _write(folder: Path, unit: str, source: str, matrices: Few) -> None:
                 temporary.unlink(missing_ok=True)
     except OSError as error:
         log.warning("conversion not kept", folder=str(folder), unit=unit, reason=str(error))
+        return str(error)
+    return None
 
 
 def drop_stale(root: Path, digests: set[str]) -> None:

@@ -32,7 +32,7 @@ from splitinfer.segment_runtime.store.reader import ModelStore, StoredModel
 from splitinfer.segment_runtime.store.sources import parse_source
 from splitinfer.segment_runtime.store.writer import common_dtype, equal_tensors, write_file, write_unit
 
-Stage = Literal["download", "wait", "write", "check", "stored", "unchanged"]
+Stage = Literal["download", "wait", "write", "check", "stored", "unchanged", "convert"]
 # Headers, config, tokenizer and the index: small beside the weights, but a full disk must not be met half way.
 _SIDE_ROOM = 64 << 10
 
@@ -44,7 +44,7 @@ class ImportProgress:
     Attributes:
         stage: ``download`` from a hub, ``wait`` for another import of the name, ``check`` against the model of
             that name that is there already, ``write`` if it is another or damaged; then ``stored``, or ``unchanged``:
-            the same content was there, and nothing was written.
+            the same content was there, and nothing was written. ``convert`` is what the command line does after it.
         done_bytes: of this stage.
         total_bytes: of this stage.
         unit: the unit being written, else empty.
