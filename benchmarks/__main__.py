@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: the runtime as users meet it, the engine alone, or the optimizer against other solvers."""
+"""``python -m benchmarks``: the runtime as users meet it, the torch engine alone, what few bits cost, or the optimizer."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import platform
 import sys
 from dataclasses import replace
 
-from benchmarks import engine, runtime
+from benchmarks import engine, quality, runtime
 
 
 def main() -> int:
     """Exit code 1 when a target is missed."""
     parser = argparse.ArgumentParser(prog="make bench ARGS=...", description=__doc__)
-    parser.add_argument("name", nargs="?", default="runtime", choices=["runtime", "engine", "optimizer"])
+    parser.add_argument(
+        "name", nargs="?", default="runtime", choices=["runtime", "engine", "quality", "optimizer"]
+    )
     parser.add_argument(
         "--repeats", type=int, default=runtime.Sizes.repeats, help="turns of each measurement"
     )
@@ -34,6 +36,8 @@ def main() -> int:
     print(f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} CPUs\n")
     if args.name == "engine":
         report = engine.run(args.threads, args.repeats, note)
+    elif args.name == "quality":
+        report = quality.run(args.threads, args.repeats, note)
     elif args.name == "optimizer":
         # The rivals' solvers are an extra; the other benchmarks do not need them.
         from benchmarks import optimizer

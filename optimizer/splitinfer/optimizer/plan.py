@@ -29,7 +29,7 @@ _BLOCK_BYTES: Mapping[DTypeName, float] = {
     "bfloat16": 64,
     "float16": 64,
     "int8": 32 + 4,  # and a scale
-    "int4": 16 + 4 + 0.5,  # and a scale and a zero point
+    "int4": 16 + 4 + 4,  # and a scale and an offset
 }
 """Bytes of 32 weights."""
 

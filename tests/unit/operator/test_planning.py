@@ -264,10 +264,8 @@ def test_the_graph_counts_what_the_store_holds(home: Path) -> None:
     model = find_model("store://tiny", home / "models", "model")
     graph = graph_of(model, "float32", Workload(prompt_tokens=2, output_tokens=2), frozenset({3}))
     block = graph.blocks[0]
-    assert block.parameter_bytes == {"float32": 160, "bfloat16": 80, "float16": 80, "int8": 45, "int4": 26}
-    assert block.parameter_bytes["int4"] == weight_bytes(40, "int4"), (
-        "what a host counts, zero points included"
-    )
+    assert block.parameter_bytes == {"float32": 160, "bfloat16": 80, "float16": 80, "int8": 45, "int4": 30}
+    assert block.parameter_bytes["int4"] == weight_bytes(40, "int4"), "what a host counts, offsets included"
     assert block.kv_bytes_per_token == 2 * 2 * 4 * 4
     assert block.activation_bytes_per_token == 8 * 4
     assert block.decode_flops_per_token == 2 * 40 + 4 * 8 * 3

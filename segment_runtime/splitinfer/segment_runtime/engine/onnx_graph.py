@@ -16,7 +16,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from splitinfer.segment_runtime.engine.onnx_recipes import Recipe
-from splitinfer.segment_runtime.engine.onnx_weights import Linear, Weights
+from splitinfer.segment_runtime.engine.onnx_weights import Linear, Weights, stacked
 
 MS = "com.microsoft"
 ACCURACY_INT8 = 4
@@ -32,6 +32,7 @@ class _Graph:
     nodes: list[NodeProto] = field(default_factory=list)
     initialisers: list[TensorProto] = field(default_factory=list)
     external: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    sums: dict[str, str] = field(default_factory=dict)
 
     def node(self, kind: str, inputs: list[str], output: str, domain: str = "", **attributes: Any) -> str:
         self.nodes.append(helper.make_node(kind, inputs, [output], domain=domain, **attributes))
@@ -65,16 +66,36 @@ class _Graph:
                 self.constant(f"{name}.codes", few.codes),
                 self.constant(f"{name}.scales", few.scales),
             ]
-            if few.zeros is not None:
-                inputs.append(self.constant(f"{name}.zeros", few.zeros))
+            codes = product if few.offsets is None else f"{name}.coded"
             self.node(
-                "MatMulNBits", inputs, product, MS,
+                "MatMulNBits", inputs, codes, MS,
                 K=few.columns, N=few.rows, bits=few.bits, block_size=few.block, accuracy_level=ACCURACY_INT8,
             )  # fmt: skip
+            if few.offsets is not None:
+                # sum_i (scale (code_i - 8) + offset) x_i over a block of 32: the offset takes the sum of the inputs
+                offsets = self.constant(f"{name}.offsets", few.offsets)  # [out, blocks]
+                sums = self.block_sums(source, few.columns, few.block)
+                self.node("FusedMatMul", [sums, offsets], f"{name}.offset", MS, transB=1)
+                self.node("Add", [codes, f"{name}.offset"], product)
         if biased:
             assert weight.bias is not None
             self.node("Add", [product, self.constant(f"{name}.bias", weight.bias)], name)
         return name
+
+    def block_sums(self, source: str, columns: int, block: int) -> str:
+        """``[..., columns] -> [..., blocks]``, once per source: of a batch of rows with two axes before the last."""
+        if source in self.sums:
+            return self.sums[source]
+        blocks = -(-columns // block)
+        whole = source
+        if missing := blocks * block - columns:
+            pads = self.constant(f"{source}.pads", np.array([0, 0, 0, 0, 0, missing], np.int64))
+            whole = self.node("Pad", [source, pads], f"{source}.padded")
+        shape = self.constant(f"{source}.blocked", np.array([0, 0, blocks, block], np.int64))
+        axis = self.constant(f"{source}.axis", np.array([3], np.int64))
+        split = self.node("Reshape", [whole, shape], f"{source}.blocks")
+        self.sums[source] = self.node("ReduceSum", [split, axis], f"{source}.sums", keepdims=0)
+        return self.sums[source]
 
     def norm(self, source: str, weight: np.ndarray[Any, Any], epsilon: float, name: str) -> str:
         """RMS norm over the last axis. Never fused with the sum before it: that fusion changes bits with the rows."""
@@ -140,8 +161,11 @@ def write_block(recipe: Recipe, layer: int, weights: Weights) -> Written:
 
 def _attention(graph: _Graph, recipe: Recipe, layer: int, weights: Weights, normed: str) -> str:
     dims, family = recipe.dims, recipe.family
-    if family.packed:
-        queries = [graph.linear(normed, weights.linears["self_attn.qkv_proj"], "qkv"), "", ""]
+    packed = weights.linears.get("self_attn.qkv_proj") if family.packed else None
+    if packed is None and not family.qk_norm:
+        packed = stacked([weights.linears[f"self_attn.{part}_proj"] for part in "qkv"])
+    if packed is not None:
+        queries = [graph.linear(normed, packed, "qkv"), "", ""]
     else:
         queries = [graph.linear(normed, weights.linears[f"self_attn.{part}_proj"], part) for part in "qkv"]
     if family.qk_norm:
@@ -177,7 +201,11 @@ def _attention(graph: _Graph, recipe: Recipe, layer: int, weights: Weights, norm
 def _mlp(graph: _Graph, recipe: Recipe, weights: Weights, normed: str) -> str:
     family = recipe.family
     if family.packed:
-        both = graph.linear(normed, weights.linears["mlp.gate_up_proj"], "gate_up")
+        packed: Linear | None = weights.linears["mlp.gate_up_proj"]
+    else:
+        packed = stacked([weights.linears[f"mlp.{part}_proj"] for part in ("gate", "up")])
+    if packed is not None:
+        both = graph.linear(normed, packed, "gate_up")
         graph.nodes.append(helper.make_node("Split", [both], ["gate", "up"], axis=-1, num_outputs=2))
         gate, up = "gate", "up"
     else:

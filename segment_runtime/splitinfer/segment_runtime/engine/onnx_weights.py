@@ -5,7 +5,7 @@ Holds every tensor of a unit against what the config asks for, by name and shape
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,42 @@ class Linear:
     def nbytes(self) -> int:
         """Bytes of the weights."""
         return sum(part.nbytes for part in (self.matrix, self.few, self.bias) if part is not None)
+
+
+def stacked(linears: Sequence[Linear]) -> Linear | None:
+    """Layers of one source as one layer ``[sum of out, in]``; None unless all are of few bits.
+
+    A graph of few bits has more, and shorter, nodes than one of floats, so a node less counts. Each output is the
+    product of its own row, whichever rows are below it.
+    """
+    few = [linear.few for linear in linears if linear.few is not None]
+    if len(few) < len(linears):
+        return None
+    first, offsets, bias = few[0], None, None
+    if any(part.offsets is not None for part in few):
+        offsets = np.concatenate(
+            [
+                np.zeros(part.codes.shape[:2], np.float32) if part.offsets is None else part.offsets
+                for part in few
+            ]
+        )
+    if any(linear.bias is not None for linear in linears):
+        bias = np.concatenate(
+            [
+                np.zeros(part.rows, np.float32) if linear.bias is None else linear.bias
+                for part, linear in zip(few, linears, strict=True)
+            ]
+        )
+    whole = FewBits(
+        rows=sum(part.rows for part in few),
+        columns=first.columns,
+        bits=first.bits,
+        codes=np.concatenate([part.codes for part in few]),
+        scales=np.concatenate([part.scales for part in few]),
+        offsets=offsets,
+        exact=all(part.exact for part in few),
+    )
+    return Linear(None, whole, bias)
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,9 +174,14 @@ def _recorded(path: Path, source: str) -> bool:
     return record.tools == dict(TOOLS) and record.unit_sha256 == source
 
 
+def _finite(few: FewBits) -> bool:
+    offsets = few.offsets is None or bool(np.isfinite(few.offsets).all())
+    return offsets and bool(np.isfinite(few.scales).all())
+
+
 def _check_scales(name: str, unit: str, matrices: Few) -> None:
     for tensor, few in matrices.items():
-        if not np.isfinite(few.scales).all():
+        if not _finite(few):
             raise DamagedModel(
                 f"{name}: {unit}: tensor {tensor!r} has scales that are not finite in few bits; use float32, or "
                 "fetch the model again"
@@ -212,7 +217,7 @@ def _read(folder: Path, unit: str, source: str, wanted: Mapping[str, tuple[int, 
     except (KeyError, ValueError) as error:
         raise _Stale(f"its file is not one of a conversion: {error}") from None
     for name, few in matrices.items():
-        if not np.isfinite(few.scales).all():
+        if not _finite(few):
             raise _Stale(f"tensor {name!r} has scales that are not finite")
     return matrices
 
@@ -222,15 +227,15 @@ _KINDS: Mapping[str, np.dtype[Any]] = {"U8": np.dtype(np.uint8), "F32": np.dtype
 
 def _few(arrays: Mapping[str, NDArray[Any]], name: str, m: _Matrix) -> FewBits:
     blocks = -(-m.columns // BLOCK)
-    codes, scales, zeros = arrays[f"{name}.codes"], arrays[f"{name}.scales"], arrays.get(f"{name}.zeros")
-    packed = m.rows * -(-blocks * m.bits // 8)
+    codes, scales = arrays[f"{name}.codes"], arrays[f"{name}.scales"]
+    offsets = arrays.get(f"{name}.offsets")
     if (
         codes.shape != (m.rows, blocks, BLOCK * m.bits // 8)
         or scales.shape != (m.rows * blocks,)
-        or (zeros is not None and zeros.shape != (packed,))
+        or (offsets is not None and offsets.shape != (m.rows, blocks))
     ):
         raise ValueError(f"matrix {name!r} is not of the shape of its record")
-    return FewBits(m.rows, m.columns, m.bits, codes, scales, zeros, m.exact)
+    return FewBits(m.rows, m.columns, m.bits, codes, scales, offsets, m.exact)
 
 
 def _mapped(path: Path, record: _Record) -> mmap.mmap:
@@ -251,8 +256,8 @@ def _write(folder: Path, unit: str, source: str, matrices: Few) -> str | None:
     arrays: dict[str, NDArray[Any]] = {}
     for name, few in matrices.items():
         arrays |= {f"{name}.codes": few.codes, f"{name}.scales": few.scales}
-        if few.zeros is not None:
-            arrays[f"{name}.zeros"] = few.zeros
+        if few.offsets is not None:
+            arrays[f"{name}.offsets"] = few.offsets
     data = save(arrays)
     record = _Record(
         tools=dict(TOOLS),

@@ -1,7 +1,9 @@
-"""Matrices in few bits: codes, scales and zero points per block of 32 inputs. Pure numpy.
+"""Matrices in few bits: codes, scales and offsets per block of 32 inputs. Pure numpy.
 
-A value is ``scale * (code - zero)``. Before anything is rounded, a matrix is held against that form: what a quantised
-source (GGUF's Q4_0, Q8_0) dequantises to has it exactly, and is repacked without being quantised a second time.
+A value is ``scale * (code - middle)``, in 4 bits ``+ offset``. Before anything is rounded, a matrix is held against that
+form: what a quantised source (GGUF's Q4_0, Q4_1, Q8_0) dequantises to has it, and is repacked without being quantised a
+second time. An offset is a number of its own and not a code (a zero point), because Q4_1's offsets lie between codes:
+rounding them to one moves all 32 values of a block to the same side.
 """
 
 from __future__ import annotations
@@ -13,11 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-VERSION = 1
+VERSION = 2
 """Of the codes that this module makes: another number makes caches of older ones stale."""
 BLOCK = 32
 _ROWS_AT_ONCE = 1 << 21
 """Values that are worked on at once, so that a conversion holds megabytes and not a matrix several times."""
+
+_ROUNDING = np.float32(8 * np.finfo(np.float32).eps)
+"""Of a product and a sum in the source's reader, and of a difference, a quotient, a product and two sums here."""
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -30,8 +35,9 @@ class FewBits:
     Attributes:
         codes: ``[rows, blocks, 32 * bits / 8]``, in 4 bits the earlier value in the lower half.
         scales: ``[rows * blocks]``.
-        zeros: the code of 0.0 of each block, ``[rows * ceil(blocks * bits / 8)]``; None: the middle, 8 or 128.
-        exact: every value is that of the source, to the last bit.
+        offsets: ``[rows, blocks]``, the value of the middle code, 8; None: 0.0.
+        exact: the codes are those of a quantised source: every value to the last bit, with offsets to the rounding
+            of float32.
     """
 
     rows: int
@@ -39,33 +45,31 @@ class FewBits:
     bits: int
     codes: Bytes
     scales: Floats
-    zeros: Bytes | None
+    offsets: Floats | None
     exact: bool
     block: int = BLOCK
 
     @property
     def nbytes(self) -> int:
         """Bytes of all of it."""
-        return self.codes.nbytes + self.scales.nbytes + (0 if self.zeros is None else self.zeros.nbytes)
+        return self.codes.nbytes + self.scales.nbytes + (0 if self.offsets is None else self.offsets.nbytes)
 
     def values(self, rows: slice | NDArray[np.int64] = slice(None)) -> Floats:
         """Float32 ``[rows, columns]`` of some rows."""
         blocks = self.codes.shape[1]
         codes = unpack(self.codes[rows], self.bits)  # [rows, blocks, 32]
         scales = self.scales.reshape(self.rows, blocks)[rows]
-        if self.zeros is None:
-            zeros: Any = np.float32(1 << (self.bits - 1))
-        else:
-            packed = self.zeros.reshape(self.rows, -1)[rows]
-            zeros = unpack(packed, self.bits)[:, :blocks, None].astype(np.float32)
-        values = (codes.astype(np.float32) - zeros) * scales[..., None]
+        middle = np.float32(1 << (self.bits - 1))
+        values = (codes.astype(np.float32) - middle) * scales[..., None]
+        if self.offsets is not None:
+            values += self.offsets[rows][..., None]
         return np.ascontiguousarray(values.reshape(len(codes), blocks * self.block)[:, : self.columns])
 
 
 def quantise(matrix: NDArray[Any], bits: int) -> FewBits:
     """A matrix ``[rows, columns]`` in 4 or 8 bits: repacked where that is exact, else rounded.
 
-    4 bits have a zero point of their own per block, 8 bits are symmetric.
+    4 bits have an offset of their own per block, 8 bits are symmetric.
     """
     assert bits in (4, 8), bits
     rows, columns = matrix.shape
@@ -79,8 +83,11 @@ def quantise(matrix: NDArray[Any], bits: int) -> FewBits:
         exact.append((*found, None))
     if len(exact) == len(parts):
         return _assemble(rows, columns, bits, exact, exact=True)
-    round_off = _asymmetric if bits == 4 else _symmetric
-    return _assemble(rows, columns, bits, [round_off(part) for part in parts], exact=False)
+    if bits == 8:
+        return _assemble(rows, columns, bits, [_symmetric(part) for part in parts], exact=False)
+    affine = [_affine(part) for part in parts]
+    same = all(_on_grid(part, *found) for part, found in zip(parts, affine, strict=True))
+    return _assemble(rows, columns, bits, affine, exact=same)
 
 
 def unpack(packed: Bytes, bits: int) -> Bytes:
@@ -110,19 +117,16 @@ def _assemble(
     rows: int,
     columns: int,
     bits: int,
-    parts: Sequence[tuple[Bytes, Floats, Bytes | None]],
+    parts: Sequence[tuple[Bytes, Floats, Floats | None]],
     *,
     exact: bool,
 ) -> FewBits:
     codes = np.concatenate([_pack(part[0], bits) for part in parts])
     scales = np.concatenate([part[1].reshape(-1) for part in parts])
-    zeros = None
-    if parts[0][2] is not None:
-        whole = np.concatenate([part[2] for part in parts if part[2] is not None])  # [rows, blocks]
-        if bits == 4 and whole.shape[1] % 2:
-            whole = np.concatenate((whole, np.zeros((rows, 1), np.uint8)), axis=1)
-        zeros = _pack(whole, bits).reshape(-1)
-    return FewBits(rows, columns, bits, codes, scales, zeros, exact)
+    offsets = None
+    if parts and parts[0][2] is not None:
+        offsets = np.concatenate([part[2] for part in parts if part[2] is not None])  # [rows, blocks]
+    return FewBits(rows, columns, bits, codes, scales, offsets, exact)
 
 
 def _exact(blocks: Floats, bits: int) -> tuple[Bytes, Floats] | None:
@@ -161,15 +165,19 @@ def _symmetric(blocks: Floats) -> tuple[Bytes, Floats, None]:
     return (np.clip(steps, -127, 127) + 128).astype(np.uint8), scales.astype(np.float32), None
 
 
-def _asymmetric(blocks: Floats) -> tuple[Bytes, Floats, Bytes]:
-    """4 bits from the smallest value to the largest, 0.0 being a code."""
-    low = np.minimum(blocks.min(axis=2), 0)
-    high = np.maximum(blocks.max(axis=2), 0)
+def _affine(blocks: Floats) -> tuple[Bytes, Floats, Floats]:
+    """4 bits from the smallest value of a block to the largest, as llama.cpp's Q4_1 has it."""
+    low, high = blocks.min(axis=2), blocks.max(axis=2)
     scales = ((high - low) / np.float32(15)).astype(np.float32)
-    inverse = _inverse(scales)
-    zeros = np.clip(np.rint(-low * inverse), 0, 15).astype(np.float32)
-    codes = np.clip(np.rint(blocks * inverse[..., None]) + zeros[..., None], 0, 15).astype(np.uint8)
-    return codes, scales, zeros.astype(np.uint8)
+    codes = np.clip(np.rint((blocks - low[..., None]) * _inverse(scales)[..., None]), 0, 15).astype(np.uint8)
+    return codes, scales, (low + 8 * scales).astype(np.float32)
+
+
+def _on_grid(blocks: Floats, codes: Bytes, scales: Floats, offsets: Floats) -> bool:
+    """Whether the values were codes of this form before: off by no more than float32 rounds on the way."""
+    values = (codes.astype(np.float32) - 8) * scales[..., None] + offsets[..., None]
+    largest = np.abs(blocks).max(axis=2, keepdims=True)
+    return bool((np.abs(values - blocks) <= _ROUNDING * largest).all())
 
 
 def _inverse(scales: Floats) -> Floats:
