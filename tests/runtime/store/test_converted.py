@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from splitinfer.segment_runtime.store import converted as module
-from splitinfer.segment_runtime.store.converted import (
-    Conversion,
-    conversions,
-    convert_model,
-    converted,
-    drop_stale,
-    is_matrix,
-)
+from splitinfer.segment_runtime.store.conversions import conversions, convert_model, drop_stale
+from splitinfer.segment_runtime.store.converted import Conversion, converted, is_matrix
 from splitinfer.segment_runtime.store.errors import DamagedModel, ImportFailed
 from splitinfer.segment_runtime.store.reader import ModelStore, StoredModel
 from tests.support.models import random_case
@@ -38,7 +33,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def model(pristine: Path) -> StoredModel:
     """That model, without any conversion."""
-    drop_stale(pristine, set())
+    shutil.rmtree(pristine / module.FOLDER, ignore_errors=True)
     return ModelStore(pristine).open("llama-even")
 
 
@@ -184,10 +179,16 @@ def test_conversions_of_other_tools_are_not_listed(
     assert conversions(model) == ()
 
 
-def test_conversions_of_models_that_are_gone_are_dropped(model: StoredModel) -> None:
-    """What no model of the store has the digest of is removed, the rest stays."""
+def test_conversions_of_models_that_are_gone_are_dropped(model: StoredModel, pristine: Path) -> None:
+    """What no model of the store has the digest of is removed, the rest stays; nothing while a model cannot be read."""
     get(model)
-    drop_stale(model.path.parent, {model.digest})
+    gone = pristine / module.FOLDER / ("0" * 64)
+    gone.mkdir()
+    (pristine / "damaged").mkdir()
+    (pristine / "damaged" / "index.json").write_text("{")
+    drop_stale(ModelStore(pristine))
+    assert gone.exists()
+    shutil.rmtree(pristine / "damaged")
+    drop_stale(ModelStore(pristine))
+    assert not gone.exists()
     assert get(model).cached
-    drop_stale(model.path.parent, set())
-    assert not get(model).cached

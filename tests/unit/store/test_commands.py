@@ -64,6 +64,18 @@ def test_import_converts_ahead_and_says_what_was_exact(
     assert capsys.readouterr().out.splitlines()[1].split()[4] == "int8,int4"
 
 
+def test_import_removes_conversions_of_what_it_replaced(folder: Path, tmp_path: Path) -> None:
+    """The same name with other weights: the old conversion belongs to nobody."""
+    store = tmp_path / "store"
+    assert run("import", str(folder), "--name", "mine", "--store", str(store), "--dtype", "int4") == 0
+    (old,) = (store / ".converted").iterdir()
+    other = tmp_path / "other"
+    write_folder(other, CONFIG, random_tensors(CONFIG, seed=8))
+    assert run("import", str(other), "--name", "mine", "--store", str(store), "--dtype", "int4") == 0
+    (new,) = (store / ".converted").iterdir()
+    assert new != old
+
+
 def test_default_store(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without ``--store``, under $SPLITINFER_HOME."""
     monkeypatch.setenv("SPLITINFER_HOME", str(tmp_path / "home"))

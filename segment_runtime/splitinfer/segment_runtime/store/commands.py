@@ -54,7 +54,7 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run_import(args: argparse.Namespace) -> int:
     """Import one model, showing progress; 0, 2 for what the user can mend, 130 for Ctrl-C."""
-    from splitinfer.segment_runtime.store.converted import convert_model
+    from splitinfer.segment_runtime.store.conversions import convert_model, drop_stale
     from splitinfer.segment_runtime.store.importer import ImportProgress, import_model
 
     counts: dict[str, tuple[int, int]] = {}
@@ -69,7 +69,9 @@ def run_import(args: argparse.Namespace) -> int:
                 last = now.stage
                 show(now)
 
-            model = import_model(args.source, name=args.name, store=_store(args), progress=tell)
+            store = _store(args)
+            model = import_model(args.source, name=args.name, store=store, progress=tell)
+            drop_stale(store)
             seconds = time.monotonic() - began
             for dtype in dict.fromkeys(args.dtype):
                 counts[dtype] = convert_model(
@@ -106,7 +108,7 @@ def run_list(args: argparse.Namespace) -> int:
     """Print a line per model; a model that cannot be opened is named on stderr and makes it 2."""
     store = _store(args)
     status = 0
-    from splitinfer.segment_runtime.store.converted import conversions
+    from splitinfer.segment_runtime.store.conversions import conversions
 
     rows = [("NAME", "TYPE", "BLOCKS", "DTYPE", "CONVERTED", "CONTEXT", "SIZE", "SOURCE")]
     for name in store.names():

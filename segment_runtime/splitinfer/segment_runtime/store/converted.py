@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-import shutil
 import threading
 import uuid
 from collections.abc import Callable, Mapping
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.numpy import save
 
-from splitinfer.segment_runtime.store.errors import DamagedModel, ImportFailed
+from splitinfer.segment_runtime.store.errors import DamagedModel
 from splitinfer.segment_runtime.store.index import Sha256
 from splitinfer.segment_runtime.store.quantise import BLOCK, VERSION, FewBits, quantise
 from splitinfer.segment_runtime.store.reader import StoredModel
@@ -111,6 +110,7 @@ def converted(
                     "conversion made again", model=model.name, unit=unit, dtype=dtype, reason=str(stale)
                 )
         tensors = model.read_unit(unit)
+        _check_finite(model.name, unit, {name: tensors[name] for name in wanted})
         matrices = {name: quantise(tensors[name], bits) for name in wanted}
         _check_scales(model.name, unit, matrices)
         not_kept = _write(folder, unit, model.index.units[unit].sha256, matrices)
@@ -122,51 +122,8 @@ def is_matrix(_name: str, shape: tuple[int, ...]) -> bool:
     return len(shape) == 2
 
 
-def convert_model(
-    model: StoredModel,
-    dtype: str,
-    progress: Callable[[str, int, int], None] = lambda _unit, _done, _total: None,
-) -> tuple[int, int]:
-    """Convert every unit now, so that no load has to. Gives how many matrices were repacked exactly, and of how many.
-
-    ``progress`` is called with the unit, the bytes of the source that are done, and all of them.
-
-    Raises:
-        ImportFailed: a conversion could not be written; those before it stay.
-        StoreError: a damaged unit.
-    """
-    exact = total = done = 0
-    units = model.index.units
-    whole = sum(unit.bytes for unit in units.values())
-    for unit, entry in units.items():
-        progress(unit, done, whole)
-        found = converted(model, unit, dtype, is_matrix)
-        if found.not_kept is not None:
-            raise ImportFailed(
-                f"{model.name}: {unit} in {dtype} could not be written ({found.not_kept}); free some space and import "
-                "again, what was converted stays"
-            )
-        for few in found.matrices.values():
-            exact, total = exact + few.exact, total + 1
-        done += entry.bytes
-    progress("", whole, whole)
-    return exact, total
-
-
-def conversions(model: StoredModel) -> tuple[str, ...]:
-    """Dtypes that every unit has been converted to by these tools. Reads the records only: a load verifies the rest."""
-    folder = model.path.parent / FOLDER / model.digest
-    return tuple(
-        dtype
-        for dtype in BITS
-        if all(
-            _recorded(folder / dtype / f"{unit}.json", entry.sha256)
-            for unit, entry in model.index.units.items()
-        )
-    )
-
-
-def _recorded(path: Path, source: str) -> bool:
+def is_recorded(path: Path, source: str) -> bool:
+    """Whether a record is there, by these tools and of the unit with this sha256. Its file is not looked at."""
     try:
         record = _Record.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
@@ -177,6 +134,15 @@ def _recorded(path: Path, source: str) -> bool:
 def _finite(few: FewBits) -> bool:
     offsets = few.offsets is None or bool(np.isfinite(few.offsets).all())
     return offsets and bool(np.isfinite(few.scales).all())
+
+
+def _check_finite(name: str, unit: str, tensors: Mapping[str, NDArray[Any]]) -> None:
+    for tensor, array in tensors.items():
+        if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max())):
+            raise DamagedModel(
+                f"{name}: {unit}: tensor {tensor!r} has values that are not finite (NaN or infinite); the checkpoint is "
+                "broken: import the model again"
+            )
 
 
 def _check_scales(name: str, unit: str, matrices: Few) -> None:
@@ -288,13 +254,3 @@ def _write(folder: Path, unit: str, source: str, matrices: Few) -> str | None:
         log.warning("conversion not kept", folder=str(folder), unit=unit, reason=str(error))
         return str(error)
     return None
-
-
-def drop_stale(root: Path, digests: set[str]) -> None:
-    """Remove conversions of models that the store no longer has."""
-    folder = root / FOLDER
-    if not folder.is_dir():
-        return
-    for path in folder.iterdir():
-        if path.name not in digests:
-            shutil.rmtree(path, ignore_errors=True)
