@@ -44,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     from splitinfer.operator.local.request import context_tokens
     from splitinfer.operator.local.support import check_supported
     from splitinfer.operator.planning.question import make_question
+    from splitinfer.operator.planning.ready import ready_solver
     from splitinfer.operator.planning.report import refusal, report, show
     from splitinfer.operator.planning.snapshot import load_snapshot
     from splitinfer.operator.spec.manifest import load_manifest
@@ -66,6 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         resource.spec.model.dtype,
         arguments.hard_slo,
     )
+    ready_solver()
     budget = Budget(arguments.seconds, time.monotonic)
     found = answer(question, budget)
     if found.prediction is None:

@@ -14,6 +14,7 @@ from splitinfer.operator.errors import CommandFailed, UserError
 from splitinfer.operator.local.models import ModelFacts, find_model
 from splitinfer.operator.local.support import check_supported, is_set
 from splitinfer.operator.planning.question import make_question
+from splitinfer.operator.planning.ready import ready_solver
 from splitinfer.operator.spec.blocks import format_blocks, parse_blocks
 from splitinfer.operator.spec.resource import SplitInference
 from splitinfer.optimizer.answer import answer
@@ -191,6 +192,7 @@ def _solve(
             raise UserError(flag, "--capacity leaves nodes and cuts to the solver; remove one of the two")
     dtype = options.dtype or resource.spec.model.dtype
     question = make_question(resource, model, capacity, context_tokens(resource, model), dtype)
+    ready_solver()
     found = answer(question, options.budget)
     if found.prediction is None:
         if found.status == "infeasible":
