@@ -35,6 +35,10 @@ class Bandwidth:
     read: float
     copy: float
 
+    def better(self, other: Bandwidth) -> Bandwidth:
+        """The larger of both, each way."""
+        return Bandwidth(max(self.read, other.read), max(self.copy, other.copy))
+
 
 def fastest(kernel: Callable[[Floats], object], buffer: Floats, threads: int) -> float:
     """Passes over ``buffer`` per second, the best of `PASSES`, its parts on ``threads`` threads."""

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.engines import MEASURES, PARTS, RIVALS, TARGETS, Group
 from benchmarks.report import Row
-from benchmarks.roofline import Bandwidth, roof
+from benchmarks.roofline import Bandwidth, measure, roof
 
 
 class Fake:
@@ -96,3 +96,15 @@ def test_the_roofline_is_bandwidth_over_bytes() -> None:
     assert row.ratio.median == 0.5
     assert "100 MB per token" in row.measured
     assert "100.0 tokens/s" in row.measured
+
+
+def test_the_roofline_takes_the_best_bandwidth_that_was_seen() -> None:
+    """A look at a busy machine must not lower what memory can do, and so flatter the engines."""
+    assert Bandwidth(10.0, 5.0).better(Bandwidth(8.0, 6.0)) == Bandwidth(10.0, 6.0)
+
+
+def test_the_bandwidth_of_this_machine_is_measured_in_both_directions() -> None:
+    """Every kernel runs, on more than one thread, and gives bytes per second."""
+    found = measure(2, size=1 << 20)
+    assert found.read > 0
+    assert found.copy > 0
