@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import signal
 import sys
 from dataclasses import replace
 
@@ -51,11 +52,14 @@ def main() -> int:
         report = engine.run(threads, args.repeats, note)
     elif args.name == "engines":
         from benchmarks import engines
+        from benchmarks.llama import RivalFailed
         from benchmarks.llama_build import CannotBuild
 
+        # llama.cpp's servers do not end with their parent: SIGTERM must unwind the stack that ends them.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
             report = engines.run(threads, args.repeats, args.only, note)
-        except CannotBuild as error:
+        except (CannotBuild, RivalFailed) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
     elif args.name == "optimizer":
