@@ -1,10 +1,11 @@
-"""``python -m benchmarks``: the runtime as users meet it, the torch engine alone, what few bits cost, or the optimizer."""
+"""``python -m benchmarks``: the runtime as users meet it, engines alone or against rivals, few bits, the optimizer."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import platform
+import signal
 import sys
 from dataclasses import replace
 
@@ -15,19 +16,35 @@ def main() -> int:
     """Exit code 1 when a target is missed."""
     parser = argparse.ArgumentParser(prog="make bench ARGS=...", description=__doc__)
     parser.add_argument(
-        "name", nargs="?", default="runtime", choices=["runtime", "engine", "quality", "optimizer"]
+        "name",
+        nargs="?",
+        default="runtime",
+        choices=["runtime", "engine", "engines", "quality", "optimizer"],
     )
     parser.add_argument(
         "--repeats", type=int, default=runtime.Sizes.repeats, help="turns of each measurement"
     )
-    parser.add_argument("--threads", type=int, default=runtime.Sizes.threads, help="threads of every process")
+    parser.add_argument(
+        "--threads", type=int, help=f"threads of every process; engines: 1, else {runtime.Sizes.threads}"
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        choices=["unsplit", "split", "batch", "prefill", "delay"],
+        help="engines: this part, and others that are named so",
+    )
     parser.add_argument("--seeds", type=int, default=3, help="optimizer: instances of each kind")
     parser.add_argument("--seconds", type=float, default=5.0, help="optimizer: time that each rival gets")
     parser.add_argument("--engine", default=runtime.Sizes.engine, help="runtime: onnx or torch")
     parser.add_argument("--dtype", default=runtime.Sizes.dtype, help="runtime: float32, int8, int4, ...")
     args = parser.parse_args()
+    for option, least in (("repeats", args.repeats), ("threads", args.threads)):
+        if least is not None and least < 1:
+            parser.error(f"--{option}: must be at least 1, not {least}")
+    threads = args.threads or (1 if args.name == "engines" else runtime.Sizes.threads)
     sizes = replace(
-        runtime.Sizes(), repeats=args.repeats, threads=args.threads, engine=args.engine, dtype=args.dtype
+        runtime.Sizes(), repeats=args.repeats, threads=threads, engine=args.engine, dtype=args.dtype
     )
 
     def note(text: str) -> None:
@@ -35,9 +52,21 @@ def main() -> int:
 
     print(f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} CPUs\n")
     if args.name == "engine":
-        report = engine.run(args.threads, args.repeats, note)
+        report = engine.run(threads, args.repeats, note)
     elif args.name == "quality":
-        report = quality.run(args.threads, args.repeats, note)
+        report = quality.run(threads, args.repeats, note)
+    elif args.name == "engines":
+        from benchmarks import engines
+        from benchmarks.llama import RivalFailed
+        from benchmarks.llama_build import CannotBuild
+
+        # llama.cpp's servers do not end with their parent: SIGTERM must unwind the stack that ends them.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        try:
+            report = engines.run(threads, args.repeats, args.only, note)
+        except (CannotBuild, RivalFailed) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
     elif args.name == "optimizer":
         # The rivals' solvers are an extra; the other benchmarks do not need them.
         from benchmarks import optimizer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import subprocess
 import sys
 import tempfile
@@ -144,6 +145,23 @@ class Chain:
         return dict(httpx.get(f"http://{self.control}/control/status").json())
 
 
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on now, for a process that must be told before it starts."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@contextlib.contextmanager
+def delayed(targets: Sequence[str], milliseconds: float, logs: Path) -> Iterator[list[str]]:
+    """Addresses that lead to ``targets``, every byte that much later, in one process (`benchmarks.delay`)."""
+    links = [option for target in targets for option in ("--link", f"0={target}")]
+    proxy = Worker("benchmarks.delay", "--milliseconds", str(milliseconds), *links, log=logs / "delay.log")
+    try:
+        yield list(proxy.said["links"])
+    finally:
+        proxy.stop()
+
+
 @contextlib.contextmanager
 def chain(
     model: StoredModel,
@@ -154,8 +172,12 @@ def chain(
     context: int = 1024,
     engine: str = "torch",
     dtype: str = "float32",
+    delay_ms: float = 0.0,
 ) -> Iterator[Chain]:
-    """``nodes`` hosts with equal cuts and an entry; stopped on the way out."""
+    """``nodes`` hosts with equal cuts and an entry; stopped on the way out.
+
+    With ``delay_ms``, everything between two of them (not the client) is that much later, each way.
+    """
     store = str(model.path.parent)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         logs = Path(folder)
@@ -178,9 +200,16 @@ def chain(
             )
             for i in range(nodes)
         }
+        addresses = {node: host.said["grpc"] for node, host in hosts.items()}
+        data = "127.0.0.1:0"
+        if delay_ms:
+            data = f"127.0.0.1:{free_port()}"
+            *to_hosts, to_entry = stack.enter_context(delayed([*addresses.values(), data], delay_ms, logs))
+            addresses = dict(zip(addresses, to_hosts, strict=True))
+            entry_options = (*entry_options, "--advertise", to_entry)
         entry = worker(
             "splitinfer.segment_runtime.entry", "entry", "--model", model.name, "--listen", "127.0.0.1:0",
-            "--control", "127.0.0.1:0", "--data", "127.0.0.1:0", *common, *entry_options,
+            "--control", "127.0.0.1:0", "--data", data, *common, *entry_options,
         )  # fmt: skip
         plan = Plan(
             epoch=1,
@@ -193,7 +222,7 @@ def chain(
         )
         body = {
             "plan": plan.model_dump(mode="json"),
-            "hosts": {node: host.said["grpc"] for node, host in hosts.items()},
+            "hosts": addresses,
         }
         served = Chain(
             entry.said["http"],

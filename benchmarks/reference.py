@@ -16,7 +16,10 @@ from typing import Any
 
 
 def main() -> int:
-    """Answer each request line ``{"prompt": [...], "new_tokens": N}`` with the seconds of `generate`."""
+    """Answer each request line ``{"prompt": [...], "new_tokens": N}`` with the seconds of `generate`.
+
+    ``"batch": B`` generates for B copies of the prompt at once.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, required=True)
     args = parser.parse_args()
@@ -33,7 +36,7 @@ def main() -> int:
     print(json.dumps({"event": "listening"}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        prompt = torch.tensor([request["prompt"]])
+        prompt = torch.tensor([request["prompt"]] * request.get("batch", 1))
         new = request["new_tokens"]
         began = time.perf_counter()
         output = model.generate(
