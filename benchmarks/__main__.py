@@ -63,7 +63,11 @@ def main() -> int:
         # llama.cpp's servers do not end with their parent: SIGTERM must unwind the stack that ends them.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
-            report = engines.run(threads, args.repeats, args.only, note)
+            missed = False
+            for paragraph in engines.run(threads, args.repeats, args.only, note):
+                print(paragraph + "\n", flush=True)  # what is measured is kept when a later part fails
+                missed = missed or "MISSED" in paragraph
+            return int(missed)
         except (CannotBuild, RivalFailed) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2

@@ -155,9 +155,10 @@ def split(field: Field, repeats: int, note: Note) -> Iterator[Row]:
                 steps = onnx.keep_parts()
                 found = group.turns(one, repeats, note)
                 yield from group.rows(found, "1 session", judged=True)
-                times = [1e3 / speed for speed in found["onnx"]]
-                for row in parts(steps, hosts, times):
-                    yield Row(f"{onnx.name}, {row.name}", row.measured)
+                if hosts == SPLITS[0]:
+                    times = [1e3 / speed for speed in found["onnx"]]
+                    for row in parts(steps, hosts, times):
+                        yield Row(f"{onnx.name}, {row.name}", row.measured)
 
 
 def batch(field: Field, repeats: int, note: Note) -> Iterator[Row]:
@@ -189,22 +190,22 @@ def delay(field: Field, repeats: int, note: Note) -> Iterator[Row]:
 MEASURES = {"unsplit": unsplit, "split": split, "batch": batch, "prefill": prefill, "delay": delay}
 
 
-def run(threads: int, repeats: int, only: Sequence[str], note: Note) -> str:
-    """The parts in ``only``, or all, as a report.
+def run(threads: int, repeats: int, only: Sequence[str], note: Note) -> Iterator[str]:
+    """The parts in ``only``, or all, as paragraphs of a report, each as soon as it is measured.
 
     Raises:
         CannotBuild: llama.cpp is not there and cannot be built.
+        RivalFailed: a program of llama.cpp failed.
     """
     built = build(note)
     load = Load(threads=threads)
     field = Field(import_model("smollm2"), built, load)
-    lines = [
+    yield (
         f"llama.cpp of llama-cpp-python {built.version}, {' '.join(FLAGS)}. {threads} thread(s) in every process; "
         f"prompts of {load.prompt_tokens} tokens and {load.new_tokens} new ones unless said otherwise."
-    ]
+    )
     for part in only or PARTS:
         note(f"part {part}")
         measure = MEASURES[part]
         assert measure.__doc__ is not None
-        lines.append(table(f"{part}: {measure.__doc__}", list(measure(field, repeats, note))))
-    return "\n\n".join(lines)
+        yield table(f"{part}: {measure.__doc__}", list(measure(field, repeats, note)))
