@@ -19,6 +19,7 @@ metadata: {name: measured}
 spec:
   model: {source: "store://smollm2", dtype: float32}
   workload: {maxContextTokens: 512, concurrency: 2, promptTokens: 64, outputTokens: 32}
+  privacy: {sensitiveBlocks: ["0-1"], trustedNodes: {matchLabels: {splitinfer.dev/trust: trusted}}}
 """
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 AGENT = (sys.executable, "-P", "-m", "splitinfer.profiler.agent")
+TRUSTED = {"splitinfer.dev/trust": "trusted"}
+"""The label by which manifests select trusted nodes, as the examples write it."""
 FAR = "far"
 """Name of the process that stands for the other end of every link: on one machine they are all alike."""
 
@@ -116,6 +118,7 @@ def local_snapshot(
             free_memory_bytes=free,
             utilisation=report.utilisation,
             source="splitinfer profile",
+            labels=TRUSTED,
             trusted=True,
         )
         for node in nodes
