@@ -87,11 +87,14 @@ async def test_running_sessions_share_their_steps(
 async def test_a_prompt_is_fed_in_chunks_between_the_tokens_of_others(
     case: Case, engine: Engine, hosts: dict[str, str], twins: list[Twin], tap: Tap
 ) -> None:
-    """While one prompt of 60 tokens goes in by fours, the other session gets a token with every chunk."""
+    """While one prompt of 60 tokens goes in by fours, the other session gets a token with every chunk.
+
+    One step at a time: with two, the prompt may come while a token is on its way, and each then has its own steps.
+    """
     limits = Limits(kv_budget_tokens=1, prefill_chunk=16, mixed_prefill_chunk=4)
     long = GenerationRequest(tuple(range(5, 65)), 4, SamplingParams(temperature=0.0))
     short = max(twins, key=lambda twin: len(twin.tokens))
-    async with running_entry(case.stored, engine=engine, limits=limits) as entry:
+    async with running_entry(case.stored, engine=engine, limits=limits, micro_batches=1) as entry:
         await serve_two(entry, hosts)
         stream = entry.pipeline.submit(short.request)
         tokens = [(await anext(stream)).token for _ in range(3)]

@@ -22,6 +22,9 @@ log = structlog.get_logger()
 Drawn = Sequence[tuple[LiveRequest, Sampled | SamplerError]]
 """What was drawn for each request that wanted a token of a step."""
 
+Tokens = Sequence[tuple[LiveRequest, TokenEvent]]
+"""What the streams of those requests are to get."""
+
 
 class Answers:
     """Draws on the head's thread, delivers on the loop: what happens in between decides whether a draw still counts."""
@@ -51,20 +54,29 @@ class Answers:
             sampled = [SamplerError(f"{type(error).__name__}: {error}") for _ in wanted]
         return [(live, one) for (_, live), one in zip(wanted, sampled, strict=True)]
 
-    def deliver(self, drawn: Drawn) -> None:
-        """Hand the tokens out; a request that was cancelled while the head computed gets none."""
-        for live, one in drawn:
-            if self._requests.get(live.session.id) is live:
-                self._take(live, one)
+    def take(self, drawn: Drawn) -> Tokens:
+        """Give the scheduler what was drawn; a request that was cancelled while the head computed gets none.
 
-    def _take(self, live: LiveRequest, drawn: Sampled | SamplerError) -> None:
-        if isinstance(drawn, SamplerError):
-            self._requests.fail(live, PipelineFailed(str(drawn)))
-            return
-        self._observed.token(live, self._clock())
-        finish = live.take(drawn.token)
-        live.stream.put(TokenEvent(drawn.token, drawn.logprob, drawn.top, finish))
-        if finish is None:
-            self._scheduler.append(live.session.id, drawn.token)
-        else:
-            self._requests.forget(live.session.id)
+        The next step can then be sent. The clients' turn is after that: see `deliver`.
+        """
+        tokens = []
+        for live, one in drawn:
+            if self._requests.get(live.session.id) is not live:
+                continue
+            if isinstance(one, SamplerError):
+                self._requests.fail(live, PipelineFailed(str(one)))
+                continue
+            self._observed.token(live, self._clock())
+            finish = live.take(one.token)
+            tokens.append((live, TokenEvent(one.token, one.logprob, one.top, finish)))
+            if finish is None:
+                self._scheduler.append(live.session.id, one.token)
+            else:
+                self._requests.forget(live.session.id)
+        return tokens
+
+    @staticmethod
+    def deliver(tokens: Tokens) -> None:
+        """Hand the tokens out to the streams of their requests."""
+        for live, event in tokens:
+            live.stream.put(event)

@@ -320,6 +320,7 @@ class Pipeline:
             self.on_broken(where)
 
     async def _take_returns(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             epoch, frame, received = await self._returned.get()
             chain, batch = self._chain, self._scheduler.in_flight.get(frame.step)
@@ -336,9 +337,13 @@ class Pipeline:
                 continue  # the plan changed, or the chain broke, while the head computed
             self._scheduler.complete(frame.step)
             self.flight.completed += 1
-            self.observed.step(frame, received - self.flight.when(frame.step), began - received)
-            self._answers.deliver(drawn)
+            ring = received - self.flight.when(frame.step)
+            tokens = self._answers.take(drawn)
             self._after_step(frame.step)
+            # Behind the pump, which this has just woken: hosts wait for the next step, and to write to many clients
+            # takes milliseconds. Not in this task, so that its end cannot come between a token and its stream.
+            loop.call_soon(self._answers.deliver, tokens)
+            loop.call_soon(self.observed.step, frame, ring, began - received)
 
     def _after_step(self, step: int) -> None:
         self.flight.over(step)

@@ -262,13 +262,13 @@ class HopStreams(rpc.ActivationsServicer):
         while (item := await incoming.frames.get()) is not None:
             frame, received = item
             outcome = await loop.run_in_executor(self._compute, hop.take, frame, received, self._clock)
-            self._note(frame, outcome)
             if (error := outcome.error) is not None:
                 reason = {"step": frame.step, "field": error.field, "reason": error.message}
                 log.warning("frame refused", epoch=key[0], hop=key[1], **reason)
                 self._signal_code(key, error.code, error.message, frame.step, error.field)
             if outcome.frame is not None:
                 await self._push(key, outcome.frame)
+            self._note(frame, outcome)  # last: the next hop waits for the frame, nobody for its figures
 
     def _note(self, frame: pb.Frame, outcome: Outcome) -> None:
         self._metrics.received_bytes.inc(len(frame.data))
