@@ -217,6 +217,7 @@ def run(sizes: Sizes, note: Note) -> str:
             reference.ask({"prompt": prompt(512, 0), "new_tokens": 2})
             first = single_stream(model, reference, sizes, note)
             first += wire.rows(4 * model.index.hidden_size, sizes.repeats)
+            first += wire.handover_rows(sizes.repeats)
         finally:
             reference.stop()
     second = micro_batches(model, sizes, note)

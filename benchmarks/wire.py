@@ -10,16 +10,21 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
 
 from benchmarks.processes import Worker
 from benchmarks.report import Row, Samples
+from splitinfer.segment_runtime.compute import ComputeThread
 
 SERVICE, METHOD = "benchmarks.Echo", "Stream"
 MESSAGES = 60
 WARM = 10
+PAUSE_SECONDS = 0.02
+"""About as long as the rest of a ring takes."""
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
@@ -57,6 +62,46 @@ async def _one_way_milliseconds(address: str, size: int, pause_seconds: float) -
     return 1e3 * taken / MESSAGES / 2
 
 
+async def _handover_milliseconds(submit: Callable[[], Awaitable[object]]) -> float:
+    """From the loop to a thread and back, mean of some, each after a pause in which both slept."""
+    taken = 0.0
+    for index in range(WARM + MESSAGES):
+        await asyncio.sleep(PAUSE_SECONDS)
+        began = time.perf_counter()
+        await submit()
+        if index >= WARM:
+            taken += time.perf_counter() - began
+    return 1e3 * taken / MESSAGES
+
+
+async def _by_executor() -> float:
+    with ThreadPoolExecutor(1) as pool:
+        return await _handover_milliseconds(lambda: asyncio.get_running_loop().run_in_executor(pool, int))
+
+
+async def _by_compute_thread() -> float:
+    thread = ComputeThread("measured")
+    try:
+        return await _handover_milliseconds(lambda: thread.run(int))
+    finally:
+        thread.close()
+
+
+def handover_rows(repeats: int) -> list[Row]:
+    """A job for the thread that computes, which does nothing: the standard library's way, and ours."""
+    theirs, ours = [], []
+    for _ in range(repeats):
+        theirs.append(asyncio.run(_by_executor()))
+        ours.append(asyncio.run(_by_compute_thread()))
+    less = Samples.of([a / b for a, b in zip(ours, theirs, strict=True)])
+    name = "a job to another thread and back, {} ms after the one before, by {}"
+    pause = f"{1e3 * PAUSE_SECONDS:.0f}"
+    return [
+        Row(name.format(pause, "ThreadPoolExecutor"), Samples.of(theirs).show("ms", 2)),
+        Row(name.format(pause, "ComputeThread"), Samples.of(ours).show("ms", 2), less),
+    ]
+
+
 def rows(size: int, repeats: int) -> list[Row]:
     """One push of a decode row: in a row, and after a pause as long as the rest of a ring takes."""
     with tempfile.TemporaryDirectory() as folder:
@@ -69,7 +114,10 @@ def rows(size: int, repeats: int) -> list[Row]:
                         for _ in range(repeats)
                     ]
                 )
-                for name, pause in (("one after the other", 0.0), ("20 ms after the one before", 0.02))
+                for name, pause in (
+                    ("one after the other", 0.0),
+                    (f"{1e3 * PAUSE_SECONDS:.0f} ms after the one before", PAUSE_SECONDS),
+                )
             }
         finally:
             other.stop()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
+from splitinfer.segment_runtime.compute import ComputeThread
 from splitinfer.segment_runtime.engine.port import LoadedHead
 from splitinfer.segment_runtime.entry.live import LiveRequest
 from splitinfer.segment_runtime.entry.metrics import PipelineMetrics
@@ -27,7 +26,7 @@ class HeadThread:
     def __init__(self, metrics: PipelineMetrics, clock: Callable[[], float] = time.perf_counter) -> None:
         self._metrics = metrics
         self._clock = clock
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="head")
+        self._thread = ComputeThread("head")
 
     async def sample(
         self, head: LoadedHead, frame: pb.Frame, kept: Sequence[Slice], wanted: Wanted
@@ -35,8 +34,7 @@ class HeadThread:
         """One draw per wanted session; ``kept`` says whose row each row of the frame is."""
         if not wanted:
             return []
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._sample, head, frame, kept, wanted)
+        return await self._thread.run(self._sample, head, frame, kept, wanted)
 
     def _sample(
         self, head: LoadedHead, frame: pb.Frame, kept: Sequence[Slice], wanted: Wanted
@@ -57,7 +55,7 @@ class HeadThread:
 
     def close(self) -> None:
         """Take no more work."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._thread.close()
 
 
 def _draw(logits: NDArray[np.float32], live: LiveRequest) -> Sampled | SamplerError:

@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, start_http_server
 
 from splitinfer.segment_runtime.channel import SERVER_OPTIONS
+from splitinfer.segment_runtime.compute import ComputeThread
 from splitinfer.segment_runtime.engine.factory import create_engine
 from splitinfer.segment_runtime.engine.port import EngineError
 from splitinfer.segment_runtime.host.metrics import HostMetrics
@@ -84,7 +85,7 @@ async def serve(args: argparse.Namespace) -> int:
             f"--metrics-port: {args.metrics_port} cannot be bound ({error.strerror}); choose a free port, or 0"
         ) from error
     engine = create_engine(args.engine, args.device, args.threads)
-    compute = ThreadPoolExecutor(1, thread_name_prefix="compute")
+    compute = ComputeThread("compute")
     loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
     ranges = HostRanges(engine, ModelStore(args.store), args.node, args.memory_limit_bytes)
     streams = HopStreams(ranges, compute, HostMetrics(registry, ranges))
@@ -118,7 +119,7 @@ async def serve(args: argparse.Namespace) -> int:
     await streams.close()
     await server.stop(grace=0.5)
     metrics.shutdown()
-    compute.shutdown(wait=False, cancel_futures=True)
+    compute.close()
     loader.shutdown(wait=False, cancel_futures=True)
     log.info("stopped", node=args.node)
     return 0

@@ -10,6 +10,7 @@ import grpc
 import structlog
 
 from splitinfer.segment_runtime.channel import LinkError
+from splitinfer.segment_runtime.compute import ComputeThread
 from splitinfer.segment_runtime.engine.port import EngineError
 from splitinfer.segment_runtime.host.ranges import HostRanges, identity_message
 from splitinfer.segment_runtime.host.requests import PrepareError
@@ -31,7 +32,9 @@ EpochContext = grpc.aio.ServicerContext[pb.EpochRequest, pb.EpochReply]
 class ControlService(rpc.HostControlServicer):
     """What the entry drives. Loads run on their own thread, beside the steps of the epoch that serves."""
 
-    def __init__(self, ranges: HostRanges, streams: HopStreams, compute: Executor, loader: Executor) -> None:
+    def __init__(
+        self, ranges: HostRanges, streams: HopStreams, compute: ComputeThread, loader: Executor
+    ) -> None:
         self._ranges = ranges
         self._streams = streams
         self._compute = compute
@@ -101,9 +104,8 @@ class ControlService(rpc.HostControlServicer):
 
     async def Commit(self, request: pb.EpochRequest, context: EpochContext) -> pb.EpochReply:  # noqa: N802
         """Connect the hops of a prepared epoch to their next hops; older epochs lose their sessions."""
-        loop = asyncio.get_running_loop()
         try:
-            epoch = await loop.run_in_executor(self._compute, self._ranges.commit, request.epoch)
+            epoch = await self._compute.run(self._ranges.commit, request.epoch)
             await self._streams.connect(epoch, CONNECT_SECONDS)
         except PrepareError as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
@@ -114,9 +116,8 @@ class ControlService(rpc.HostControlServicer):
 
     async def Release(self, request: pb.EpochRequest, _context: EpochContext) -> pb.EpochReply:  # noqa: N802
         """Drop the ranges and sessions of one epoch: after a change the old one, after a failed prepare the new one."""
-        loop = asyncio.get_running_loop()
         # First the ranges, so that the ends of streams and links that follow are known to be no loss.
-        await loop.run_in_executor(self._compute, self._ranges.release, request.epoch)
+        await self._compute.run(self._ranges.release, request.epoch)
         await self._streams.disconnect(request.epoch)
         log.info("released", epoch=request.epoch)
         return self._epochs()

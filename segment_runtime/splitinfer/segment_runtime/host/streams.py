@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +20,7 @@ from splitinfer.segment_runtime.channel import (
     StreamContext,
     read_frame,
 )
+from splitinfer.segment_runtime.compute import ComputeThread
 from splitinfer.segment_runtime.host.hop import Hop, Outcome
 from splitinfer.segment_runtime.host.metrics import HostMetrics
 from splitinfer.segment_runtime.host.ranges import HostEpoch, HostRanges
@@ -58,7 +58,7 @@ class HopStreams(rpc.ActivationsServicer):
     def __init__(
         self,
         ranges: HostRanges,
-        compute: Executor,
+        compute: ComputeThread,
         metrics: HostMetrics,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -233,8 +233,8 @@ class HopStreams(rpc.ActivationsServicer):
         if not self._streams:
             self._idle.set()
         # Nobody can continue this epoch's sessions any more: a newer epoch opens its own.
-        with contextlib.suppress(RuntimeError):  # the executor is shut down: the process ends, and KV with it
-            self._compute.submit(hop.close)
+        with contextlib.suppress(RuntimeError):  # the thread is closed: the process ends, and KV with it
+            self._compute.post(hop.close)
         if (link := self._links.pop(key, None)) is not None:
             self._later(link.close())
 
@@ -258,10 +258,9 @@ class HopStreams(rpc.ActivationsServicer):
             await context.write(signal)
 
     async def _work(self, key: Key, hop: Hop, incoming: Incoming) -> None:
-        loop = asyncio.get_running_loop()
         while (item := await incoming.frames.get()) is not None:
             frame, received = item
-            outcome = await loop.run_in_executor(self._compute, hop.take, frame, received, self._clock)
+            outcome = await self._compute.run(hop.take, frame, received, self._clock)
             if (error := outcome.error) is not None:
                 reason = {"step": frame.step, "field": error.field, "reason": error.message}
                 log.warning("frame refused", epoch=key[0], hop=key[1], **reason)
