@@ -123,6 +123,20 @@ async def test_several_micro_batches_are_on_their_way_at_once(
     )
 
 
+async def test_the_chunks_of_one_prompt_fill_the_chain(
+    case: Case, engine: Engine, hosts: dict[str, str], twins: list[Twin], tap: Tap
+) -> None:
+    """One session alone: its second chunk is on the first host while the next host has the first; same tokens."""
+    one = max(twins, key=lambda twin: len(twin.request.prompt))
+    length = len(one.request.prompt)
+    limits = Limits(kv_budget_tokens=1, prefill_chunk=512, mixed_prefill_chunk=length // 2)
+    async with running_entry(case.stored, engine=engine, limits=limits) as entry:
+        await serve_two(entry, hosts)
+        await finish_all(entry, [one])
+    assert tap.rows()[:2] == [[-(-length // 2)], [length // 2]]
+    assert tap.in_flight[:2] == [1, 2]
+
+
 async def test_one_micro_batch_at_a_time_where_that_is_asked_for(
     case: Case, engine: Engine, hosts: dict[str, str], twins: list[Twin], tap: Tap
 ) -> None:

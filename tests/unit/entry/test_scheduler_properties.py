@@ -44,21 +44,21 @@ class FakeHost:
     caches: dict[int, list[int]] = field(default_factory=dict)
     capacities: dict[int, int] = field(default_factory=dict)
 
-    def take(self, batch: MicroBatch) -> None:
-        """Apply a frame as a host does: releases first, then rows."""
+    def take(self, batch: MicroBatch) -> bool:
+        """Apply a frame as a host does: releases first, then rows. False: it was refused, and nothing of it done."""
+        held = {session: cache for session, cache in self.caches.items() if session not in batch.released}
+        if any(len(held.get(piece.session, ())) != piece.position for piece in batch.slices):
+            return False
         for session in batch.released:
             self.caches.pop(session, None)
             self.capacities.pop(session, None)
         for piece in batch.slices:
-            if piece.session not in self.caches:
-                assert piece.position == 0, f"{piece} begins in the middle"
-                self.caches[piece.session] = []
-                self.capacities[piece.session] = piece.capacity
-            cache = self.caches[piece.session]
-            assert len(cache) == piece.position, f"{piece}: the cache holds {len(cache)}"
+            cache = self.caches.setdefault(piece.session, [])
+            assert self.capacities.setdefault(piece.session, piece.capacity) == piece.capacity
             cache.extend(piece.tokens)
-            assert len(cache) <= self.capacities[piece.session] == piece.capacity
+            assert len(cache) <= piece.capacity
         assert sum(self.capacities.values()) <= self.budget, "KV reservations pass the budget"
+        return True
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -70,6 +70,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler = Scheduler(first)
         self.hosts = [FakeHost(first.kv_budget_tokens) for _ in range(2)]
         self.wire: deque[MicroBatch] = deque()
+        self.void: set[tuple[int, int]] = set()
+        """(step, session) that were on their way when the session began anew."""
         self.wanted: dict[int, int] = {}
         self.prompts: dict[int, list[int]] = {}
         self.outputs: dict[int, list[int]] = {}
@@ -124,10 +126,24 @@ class SchedulerMachine(RuleBasedStateMachine):
         for piece in batch.slices:
             self.hosts[hop].caches.pop(piece.session, None)
             self.hosts[hop].capacities.pop(piece.session, None)
-        running = {piece.session for piece in batch.slices} & set(self.scheduler.running)
+        self.rewind(batch)
+
+    def rewind(self, batch: MicroBatch) -> None:
+        """The entry hears that a step failed."""
+        running = {
+            piece.session
+            for piece in batch.slices
+            if piece.session in self.scheduler.running and (batch.step, piece.session) not in self.void
+        }
         assert set(self.scheduler.rewind(batch.step)) == running
         for session in running:
             assert self.scheduler.running[session].alone, "a session that failed must go on alone"
+        self.void |= {
+            (later.step, piece.session)
+            for later in self.wire
+            for piece in later.slices
+            if piece.session in running
+        }
         self.note_admissions()
 
     @precondition(lambda self: self.scheduler.running or self.scheduler.waiting)
@@ -142,6 +158,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         """A new epoch: what is in flight is lost, every host forgets."""
         tokens = {session.id: list(session.tokens) for session in self.scheduler.live}
         self.wire.clear()
+        self.void.clear()
         self.hosts = [FakeHost(new.kv_budget_tokens) for _ in range(2)]
         self.scheduler.reset(new)
         assert {session.id: session.tokens for session in self.scheduler.live} == tokens
@@ -154,9 +171,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     def send(self) -> MicroBatch | None:
         """Form a batch and check it against the promises."""
         sched = self.scheduler
-        ready = [s for s in sched.running.values() if not s.step and s.pending]
+        ready = [s for s in sched.running.values() if s.sent < len(s.tokens)]
         singly = sched.limits.replay_singly
-        decodes = {s.id for s in sched.running.values() if (s.generated if singly else s.decoding)}
+        decodes = {s.id for s in sched.running.values() if self.decodes(s)}
         decoding = [s.id for s in ready if s.id in decodes and not s.alone]
         waited, in_flight = ready[0].id if ready else None, len(sched.in_flight)
         batch = sched.next_batch()
@@ -176,7 +193,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert not singly or piece.decode or piece.position < prompt, "a generated token in a chunk"
         chosen = [piece.session for piece in batch.slices]
         assert len(set(chosen)) == len(chosen) <= sched.limits.max_sessions
-        assert set(chosen) <= {s.id for s in ready}, "a session has two steps in flight"
+        assert set(chosen) <= {s.id for s in ready}
         shared = [s for s in chosen if sched.running[s].alone]
         assert not shared or len(chosen) == 1, "a session that failed shares a step"
         if not shared:
@@ -203,10 +220,23 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.wire.append(batch)
         return batch
 
+    def decodes(self, session: Session) -> bool:
+        """What comes next of it, or came last, is one generated token in a step of its own."""
+        left = len(session.tokens) - session.sent
+        if not left:
+            sent = [p for b in self.wire for p in b.slices if p.session == session.id]
+            return bool(sent) and sent[-1].decode
+        if self.scheduler.limits.replay_singly:
+            return session.sent >= session.prompt_tokens
+        return left == 1 and len(session.tokens) > session.prompt_tokens
+
     def deliver(self, batch: MicroBatch) -> None:
-        """Both hosts take the frame; kept rows give tokens."""
+        """Both hosts take the frame, and kept rows give tokens; or one refuses it because a session began anew."""
         for host in self.hosts:
-            host.take(batch)
+            if not host.take(batch):
+                assert any((batch.step, piece.session) in self.void for piece in batch.slices), "a bad frame"
+                self.rewind(batch)
+                return
         for piece in self.scheduler.complete(batch.step):
             if not piece.keep:
                 continue
@@ -247,14 +277,22 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @invariant()
     def in_flight_is_what_was_sent(self) -> None:
-        """Each session is in at most one step, and it knows which."""
+        """Each session knows the steps it is in, and no position is sent twice or left out on the way."""
         sched = self.scheduler
         assert list(sched.in_flight) == [batch.step for batch in self.wire]
-        seen = [(p.session, b.step) for b in sched.in_flight.values() for p in b.slices]
-        for session, step in seen:
-            if session in sched.running:
-                assert sched.running[session].step == step
-        assert len({session for session, _ in seen}) == len(seen)
+        for session in sched.running.values():
+            flying = [
+                (batch.step, piece)
+                for batch in self.wire
+                for piece in batch.slices
+                if piece.session == session.id and (batch.step, session.id) not in self.void
+            ]
+            assert session.steps == [step for step, _ in flying]
+            end = session.position
+            for _, piece in flying:
+                assert piece.position == end, "its rows do not follow one another"
+                end += piece.count
+            assert session.sent == end
 
     def teardown(self) -> None:
         """Under a pipeline that answers, everybody finishes and no host holds anything in the end."""

@@ -14,7 +14,7 @@ from splitinfer.segment_runtime.entry.observed import Observed
 from splitinfer.segment_runtime.entry.requests import Requests
 from splitinfer.segment_runtime.entry.sampler import Sampled, SamplerError
 from splitinfer.segment_runtime.entry.scheduler import Scheduler
-from splitinfer.segment_runtime.entry.sessions import MicroBatch
+from splitinfer.segment_runtime.entry.sessions import MicroBatch, Slice
 from splitinfer.segment_runtime.proto import runtime_pb2 as pb
 
 log = structlog.get_logger()
@@ -54,14 +54,16 @@ class Answers:
             sampled = [SamplerError(f"{type(error).__name__}: {error}") for _ in wanted]
         return [(live, one) for (_, live), one in zip(wanted, sampled, strict=True)]
 
-    def take(self, drawn: Drawn) -> Tokens:
-        """Give the scheduler what was drawn; a request that was cancelled while the head computed gets none.
+    def take(self, drawn: Drawn, done: Sequence[Slice]) -> Tokens:
+        """Give the scheduler what was drawn for the slices that are ``done``.
 
-        The next step can then be sent. The clients' turn is after that: see `deliver`.
+        A request that was cancelled while the head computed gets no token, nor one that begins anew because a step
+        of its own failed. The next step can then be sent. The clients' turn is after that: see `deliver`.
         """
         tokens = []
+        sessions = {piece.session for piece in done}
         for live, one in drawn:
-            if self._requests.get(live.session.id) is not live:
+            if live.session.id not in sessions:
                 continue
             if isinstance(one, SamplerError):
                 self._requests.fail(live, PipelineFailed(str(one)))

@@ -335,10 +335,10 @@ class Pipeline:
             drawn = await self._answers.draw(chain.head, frame, batch)
             if self._scheduler.in_flight.get(frame.step) is not batch:
                 continue  # the plan changed, or the chain broke, while the head computed
-            self._scheduler.complete(frame.step)
+            done = self._scheduler.complete(frame.step)
             self.flight.completed += 1
             ring = received - self.flight.when(frame.step)
-            tokens = self._answers.take(drawn)
+            tokens = self._answers.take(drawn, done)
             self._after_step(frame.step)
             # Behind the pump, which this has just woken: hosts wait for the next step, and to write to many clients
             # takes milliseconds. Not in this task, so that its end cannot come between a token and its stream.

@@ -4,6 +4,9 @@ A session is a list of tokens and a position: how many of them are in the KV cac
 left is fed in chunks; when the last token has been fed, its logits give the next one. So prefill, decode and the
 replay after a change of plan are one case: a replay is a session whose position went back to 0.
 
+The chunks of one prompt follow one another down the chain: while a host computes the second, the next host computes
+the first. A prompt that would fit into one chunk is divided for this among the steps that may be in flight.
+
 A step that failed sends all its sessions back to 0 and each of them alone through its next steps, until it has
 caught up: what one session breaks then fails that session, not those that happened to share its batch.
 
@@ -84,18 +87,18 @@ class Scheduler:
     def is_alone(self, session: int) -> bool:
         """Whether no step in flight has rows of this running session together with those of another."""
         found = self.running.get(session)
-        batch = self.in_flight.get(found.step) if found is not None else None
-        return batch is None or len(batch.slices) == 1
+        batches = [self.in_flight.get(step) for step in found.steps] if found is not None else []
+        return all(batch is None or len(batch.slices) == 1 for batch in batches)
 
     def next_batch(self) -> MicroBatch | None:
         """The next micro-batch to send, or None when nothing is ready or enough is in flight."""
         if len(self.in_flight) >= self.limits.max_in_flight:
             return None
-        ready = [session for session in self.running.values() if not session.step and session.pending]
+        ready = [session for session in self.running.values() if session.pending]
         if not ready:
             return None
         decoders = sum(self._decodes(session) for session in self.running.values())
-        budget = self.limits.mixed_prefill_chunk if decoders else self.limits.prefill_chunk
+        budget = self.limits.mixed_prefill_chunk if decoders else self._chunk(ready)
         if ready[0].alone:
             slices = [self._slice(ready[0], budget)]
         else:
@@ -106,7 +109,9 @@ class Scheduler:
         batch = MicroBatch(self._steps, tuple(slices), self.take_released())
         for piece in slices:
             session = self.running[piece.session]
-            session.step = batch.step
+            session.steps.append(batch.step)
+            session.sent += piece.count
+            session.decodes_singly = piece.decode
             session.opened = True
             # To the back: the next batch begins with those that waited longest.
             self.running.move_to_end(piece.session)
@@ -134,9 +139,20 @@ class Scheduler:
             slices.append(piece)
         return slices
 
+    def _chunk(self, ready: Sequence[Session]) -> int:
+        """Prefill tokens of the next step when nothing decodes: a share of what there is for every step that may go."""
+        tokens = sum(session.pending for session in ready)
+        places = self.limits.max_in_flight - len(self.in_flight)
+        parts = max(1, min(places, tokens // self.limits.mixed_prefill_chunk))
+        return min(self.limits.prefill_chunk, -(-tokens // parts))
+
     def _decodes(self, session: Session) -> bool:
-        """The session's next rows are one generated token in a step of its own."""
-        return session.generated if self.limits.replay_singly else session.decoding
+        """The session's next rows, or the last if all were sent, are one generated token in a step of its own."""
+        if not session.pending:
+            return session.decodes_singly
+        if self.limits.replay_singly:
+            return session.sent >= session.prompt_tokens
+        return session.pending == 1 and len(session.tokens) > session.prompt_tokens
 
     def _share(self, decoders: int) -> int:
         groups = max(1, min(self.limits.max_in_flight, decoders // max(1, self.limits.min_sessions)))
@@ -145,15 +161,15 @@ class Scheduler:
     def _slice(self, session: Session, budget: int) -> Slice:
         decode = self._decodes(session)
         count = 1 if decode else min(session.pending, budget)
-        if session.position < session.prompt_tokens:
+        if session.sent < session.prompt_tokens:
             # A chunk ends where the prompt ends, also in a replay: the prompt's KV then has the bits it had.
-            count = min(count, session.prompt_tokens - session.position)
-        last = session.position + count == len(session.tokens)
+            count = min(count, session.prompt_tokens - session.sent)
+        end = session.sent + count
         return Slice(
             session=session.id,
-            position=session.position,
-            tokens=tuple(session.tokens[session.position : session.position + count]),
-            keep=1 if last else 0,
+            position=session.sent,
+            tokens=tuple(session.tokens[session.sent : end]),
+            keep=1 if end == len(session.tokens) else 0,
             capacity=session.capacity,
             decode=decode,
         )
@@ -174,7 +190,7 @@ class Scheduler:
         return self._steps
 
     def complete(self, step: int) -> tuple[Slice, ...]:
-        """A step came back: positions advance. Gives the slices whose sessions still run.
+        """A step came back: positions advance. Gives the slices whose sessions still run and were not begun anew.
 
         Raises:
             KeyError: no such step in flight.
@@ -183,10 +199,10 @@ class Scheduler:
         done = []
         for piece in batch.slices:
             session = self.running.get(piece.session)
-            if session is not None and session.step == step:
-                session.step = 0
+            if session is not None and step in session.steps:
+                session.steps.remove(step)
                 session.position = piece.position + piece.count
-                session.alone = session.alone and bool(session.pending)
+                session.alone = session.alone and session.position < len(session.tokens)
                 done.append(piece)
         return tuple(done)
 
@@ -210,10 +226,8 @@ class Scheduler:
         again = []
         for piece in batch.slices:
             session = self.running.get(piece.session)
-            if session is not None and session.step == step:
-                session.step = 0
-                session.position = 0
-                session.opened = False
+            if session is not None and step in session.steps:
+                session.rewind()
                 session.alone = True
                 self._release(session.id)
                 again.append(session.id)
@@ -240,8 +254,8 @@ class Scheduler:
         back: list[Session] = []
         # The oldest keep their place: ids grow with admission, while the order of `running` rotates.
         for session in sorted(self.running.values(), key=lambda s: s.id):
-            session.position = session.step = 0
-            session.opened = session.alone = False
+            session.rewind()
+            session.alone = False
             reserved += session.capacity
             if reserved > limits.kv_budget_tokens:
                 back.append(session)

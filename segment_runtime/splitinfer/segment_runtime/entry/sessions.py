@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +16,9 @@ class Limits:
         min_sessions: a micro-batch is not split further below this many sessions. A step over few rows takes about
             as long as a step over one, because the weights are read once either way; splitting such a batch gives
             nothing and reads the weights more often.
-        prefill_chunk: tokens of one prefill chunk when nothing decodes.
-        mixed_prefill_chunk: prefill tokens in a step that decodes as well; bounds how long a prompt delays others.
+        prefill_chunk: most prefill tokens in a step when nothing decodes.
+        mixed_prefill_chunk: most prefill tokens in a step while others decode; bounds how long a prompt delays them.
+            Chunks are not made smaller than this to have one for every host of the chain.
         max_waiting: sessions that may wait for room.
         replay_singly: a replay feeds generated tokens one by one, as they first came: with an engine that is exact
             this repeats their bits, and the sessions that are replayed share each step.
@@ -35,15 +36,22 @@ class Limits:
 
 @dataclass(slots=True)
 class Session:
-    """One generation. ``tokens`` is prompt and output; ``position`` of them are in the KV caches."""
+    """One generation. ``tokens`` is prompt and output; ``position`` of them are in the KV caches of every hop.
+
+    ``sent`` of them have left the entry. A chain keeps the order of its steps, so that the next chunk of a prompt may
+    follow the one before while that is still on its way.
+    """
 
     id: int
     tokens: list[int]
     prompt_tokens: int
     capacity: int
     position: int = 0
-    step: int = 0
-    """The step that it is in now; 0: in none."""
+    sent: int = 0
+    steps: list[int] = field(default_factory=list)
+    """The steps in flight that have rows of it, oldest first."""
+    decodes_singly: bool = False
+    """The rows that were sent last are one generated token in a step of its own."""
     opened: bool = False
     """Whether the hosts may hold KV of it."""
     alone: bool = False
@@ -51,18 +59,14 @@ class Session:
 
     @property
     def pending(self) -> int:
-        """Tokens that are not in the KV caches yet."""
-        return len(self.tokens) - self.position
+        """Tokens that have not been sent."""
+        return len(self.tokens) - self.sent
 
-    @property
-    def decoding(self) -> bool:
-        """Only the newest token is missing, and it is not the prompt's."""
-        return self.pending == 1 and len(self.tokens) > self.prompt_tokens
-
-    @property
-    def generated(self) -> bool:
-        """The next token to feed was generated."""
-        return self.position >= self.prompt_tokens and self.pending > 0
+    def rewind(self) -> None:
+        """No host holds anything of it, and what is on its way does not count."""
+        self.position = self.sent = 0
+        self.steps.clear()
+        self.decodes_singly = self.opened = False
 
 
 @dataclass(frozen=True, slots=True)
