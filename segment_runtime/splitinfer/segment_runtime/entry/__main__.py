@@ -170,8 +170,6 @@ async def serve(args: argparse.Namespace) -> int:
             pipeline,
             codec,
             registry=registry,
-            # A seed gives the same tokens again only with the same weights computed by the same engine.
-            system_fingerprint=f"{model.digest[:12]}-{engine.name}-{engine.version}",
         )
         public = await _listen(app, args.listen, "--listen")
         private = await _listen(control_app(coordinator, pipeline), args.control, "--control")
