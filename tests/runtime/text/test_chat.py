@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from splitinfer.segment_runtime.api.jobs import chat_job
+from splitinfer.segment_runtime.api.requests import parse_chat
 from splitinfer.segment_runtime.text.chat import ChatTemplate
 from splitinfer.segment_runtime.text.errors import (
     NoChatTemplate,
@@ -185,6 +188,18 @@ def test_a_template_that_takes_its_time_at_every_conversation_is_told_from_one_t
             bound.render(CONVERSATIONS[0])
 
 
+def test_a_process_that_somebody_ended_is_replaced() -> None:
+    """Between two conversations: the second is rendered all the same."""
+    template = ChatTemplate("{{ messages|length }}", bos_token="", eos_token="")
+    before = children()
+    template.start()
+    assert template.render(CONVERSATIONS[1]) == "2"
+    (started,) = children() - before
+    os.kill(started, signal.SIGKILL)
+    assert wait_gone(started)
+    assert template.render(CONVERSATIONS[1]) == "2"
+
+
 def test_no_process_outlives_its_template() -> None:
     """The process ends with the object that started it."""
     template = ChatTemplate("{{ messages }}", bos_token="", eos_token="")
@@ -206,3 +221,10 @@ def test_a_model_without_a_template_says_so() -> None:
     """NoChatTemplate that names the way out."""
     with pytest.raises(NoChatTemplate, match="/v1/completions"):
         tiny_codec(chat=False).render_chat([])
+
+
+async def test_a_chat_may_fill_the_context() -> None:
+    """Without a limit the answer may take all that the prompt leaves."""
+    request = parse_chat(b'{"model": "m", "messages": [{"role": "user", "content": "a"}]}')
+    job = await chat_job(request, tiny_codec(), 100, 16, bytes)
+    assert job.requests[0].max_tokens == 100 - job.prompt_tokens

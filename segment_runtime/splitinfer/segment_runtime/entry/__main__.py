@@ -145,6 +145,7 @@ async def serve(args: argparse.Namespace) -> int:
     )
     returns = ReturnService(pipeline)
     codec = TextCodec.from_model(model)
+    codec.start_chat()
     async with contextlib.AsyncExitStack() as stack:
         server = grpc.aio.server(options=SERVER_OPTIONS)
         # Also when what follows is refused: a server that is not stopped says so in a traceback of its own.

@@ -25,7 +25,7 @@ _COMMAND = (sys.executable, "-P", "-m", "splitinfer.segment_runtime.text.rendere
 
 
 class ChatTemplate:
-    """One template. Its process starts with the first conversation, and again after one that took too much."""
+    """One template. Its process starts with the first conversation if not before, and anew after one that took too much."""
 
     def __init__(
         self,
@@ -51,6 +51,10 @@ class ChatTemplate:
         self._renderer = _Renderer()
         # One thread, since there is one process; its own, since a template that takes long must hold up nothing else.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="chat-template")
+
+    def start(self) -> None:
+        """Start the process now and wait for nothing, so that the first conversation does not wait for it."""
+        self._thread.submit(self._renderer.start)
 
     def submit(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> Future[str]:
         """The prompt text of a conversation, special tokens written out, once it is this one's turn.
@@ -83,21 +87,29 @@ class _Renderer:
     def __init__(self) -> None:
         """Start nothing yet."""
         self._process: subprocess.Popen[bytes] | None = None
+        self._end: Callable[[], object] = object
 
-    def render(self, asked: Mapping[str, Any]) -> str:
-        """Raises TemplateRefused, TemplateOverran; RuntimeError if the process cannot be started."""
-        line = f"{json.dumps(asked)}\n".encode()
+    def start(self) -> subprocess.Popen[bytes]:
+        """The process, started if there is none that lives."""
+        if self._process is not None and self._process.poll() is not None:
+            self._end()  # somebody else ended it (the system, short of memory): no fault of the next conversation
+            self._process = None
         if self._process is None:
             self._process = _start()
             self._end = weakref.finalize(self, _end, self._process)
-        told = _ask(self._process, line)
+        return self._process
+
+    def render(self, asked: Mapping[str, Any]) -> str:
+        """Raises TemplateRefused, TemplateOverran; RuntimeError if the process cannot be started."""
+        process = self.start()
+        told = _ask(process, f"{json.dumps(asked)}\n".encode())
         answer: dict[str, str] = json.loads(told) if told.endswith(b"\n") else {}
         if "text" in answer:
             return answer["text"]
         if "refused" in answer:
             raise TemplateRefused(f"the model's chat template refuses these messages: {answer['refused']}")
         # It has ended, or is not to be trusted any more: what the template took may not all have come back.
-        what = answer.get("overran") or _how_it_ended(self._process.wait())
+        what = answer.get("overran") or _how_it_ended(process.wait())
         self._end()
         self._process = None
         raise TemplateOverran(

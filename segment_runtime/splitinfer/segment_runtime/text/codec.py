@@ -107,6 +107,11 @@ class TextCodec:
         """Whether there is a chat template."""
         return self._template is not None
 
+    def start_chat(self) -> None:
+        """Start what renders the template, if there is one, so that the first conversation does not wait for it."""
+        if self._template is not None:
+            self._template.start()
+
     def submit_chat(self, messages: Sequence[Message]) -> Future[str]:
         """The prompt of a conversation, ready for the assistant's turn, once the template's process has rendered it.
 

@@ -30,8 +30,8 @@ PROCESSOR_SECONDS = 1.0
 and not the clock's: a busy or paused machine refuses nobody."""
 MEMORY_BYTES = 512 << 20
 """Address space of the process; the interpreter takes a tenth of it."""
-MOST_CHARACTERS = 16 << 20
-"""Of a prompt: four times the largest body of a request."""
+MOST_CHARACTERS = 8 << 20
+"""Of a prompt: twice the largest body of a request."""
 
 
 class _Generation(Extension):
@@ -64,7 +64,9 @@ def main() -> None:
     """Render until stdin ends, which it does however the parent dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which ends the process, in the middle of anything
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    room = MEMORY_BYTES if most == resource.RLIM_INFINITY else min(MEMORY_BYTES, most)
+    resource.setrlimit(resource.RLIMIT_AS, (room, room))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold the prompt
     for line in sys.stdin.buffer:
         signal.setitimer(signal.ITIMER_PROF, PROCESSOR_SECONDS)
