@@ -37,6 +37,7 @@ $(DEV_READY):
 setup: $(DEV_READY) ## the environment for development, in VENV
 
 run: $(RUN_READY) ## import the default model, serve it split over local processes; ARGS="--once --prompt '...'"
+	@$(VENV)/bin/splitinfer up --check --prompt "$(PROMPT)" $(ARGS)
 	@$(VENV)/bin/splitinfer models import smollm2
 	@exec $(VENV)/bin/splitinfer up --prompt "$(PROMPT)" $(ARGS)
 

@@ -82,6 +82,7 @@ class FakeGenerator:
     """
 
     model_name = "tiny"
+    system_fingerprint = "fp_test"
 
     def __init__(self, script: Script, *, max_context_tokens: int = 200) -> None:
         self.script = script

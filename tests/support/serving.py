@@ -68,7 +68,6 @@ async def served(
         codec,
         registry=registry,
         limits=limits,
-        system_fingerprint="fp_test",
         clock=clock,
         now=lambda: 1_700_000_000.9,
         entropy=entropy,

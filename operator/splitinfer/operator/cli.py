@@ -23,6 +23,8 @@ from splitinfer.operator.errors import CommandError
 GROUP = "splitinfer.commands"
 EXTRAS = {"splitinfer.operator": "cli", "splitinfer.segment_runtime": "runtime"}
 """Package of a command -> the extra that has what its modules import."""
+MEND = "in the clone of splitinfer, run `.venv/bin/pip install -c requirements.lock -e '.[{}]'`"
+"""No index of packages has splitinfer: it is installed from its clone."""
 
 Subparsers = Any
 """What ``add_subparsers`` gives; argparse keeps the type private."""
@@ -98,4 +100,4 @@ def _stand_in(subparsers: Subparsers, entry: EntryPoint, error: ImportError) -> 
 def _missing(module: str, error: ImportError) -> str:
     extra = next((e for package, e in EXTRAS.items() if module.startswith(package)), "cli")
     name = error.name or str(error)
-    return f"needs {name}, which is not installed; install it with `pip install 'splitinfer[{extra}]'`"
+    return f"needs {name}, which is not installed; {MEND.format(extra)}"

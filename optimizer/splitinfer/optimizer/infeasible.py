@@ -4,12 +4,15 @@ An *irreducible* set of clashing constraints is found by a deletion filter (Chin
 one after the other, and one that can be lifted while the rest still clashes is left out for good. What remains clashes, and no
 part of it does. Then each constraint of the set is moved as little as makes a plan possible, by bisection, and a change
 is offered only after the question with it was solved.
+
+A question may clash twice, as with a TTFT and a TPOT that are each out of reach. Then no single change gives a plan, and
+one of each clash is offered together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from splitinfer.optimizer.budget import Budget
 from splitinfer.optimizer.compile import compile_problem, entry_bytes
@@ -39,19 +42,24 @@ class Explanation:
         names: the same by name.
         mends: changes that give a plan, each verified; nearest first.
         complete: False where the budget ended before everything was tried.
+        also: the words of further clashes, each by itself, where no single change gives a plan.
     """
 
     clash: tuple[str, ...]
     names: tuple[str, ...]
     mends: tuple[Mend, ...]
     complete: bool = True
+    also: tuple[str, ...] = ()
 
     @property
     def sentence(self) -> str:
         """For status and stderr."""
         mends = "; or ".join(mend.text for mend in self.mends[:4])
+        if not mends and not self.complete:
+            mends = "no change that gives one was found in the time given"
         end = f": {mends}" if mends else ""
-        return f"No plan: {', and '.join(self.clash)}{end}."
+        also = "".join(f"; and by itself {clash}" for clash in self.also)
+        return f"No plan: {', and '.join(self.clash)}{also}{end}."
 
 
 class _Undecided(Exception):
@@ -70,11 +78,7 @@ def explain(question: Question, budget: Budget | None = None) -> Explanation:
     try:
         if not feasible(_lifted(question, names)):
             return Explanation((_nothing_left(question),), ("capacity",), ())
-        for name in list(names):
-            rest = [other for other in names if other != name]
-            # Lifted are all but `rest`: those that were left out before, and this one.
-            if not feasible(_lifted(question, [n for n in _LIFTS if n not in rest])):
-                names = rest
+        names = _irreducible(question, names, feasible)
     except _Undecided:
         return Explanation(("the budget ended before the reason was found",), (), (), complete=False)
     mends: list[Mend] = []
@@ -86,7 +90,52 @@ def explain(question: Question, budget: Budget | None = None) -> Explanation:
         except _Undecided:
             complete = False
     words = tuple(_words(question, name) for name in reversed(names))
-    return Explanation(words, tuple(reversed(names)), tuple(mends), complete)
+    also: list[str] = []
+    if complete and not mends:
+        try:
+            further, joint = _together(question, names, feasible)
+        except _Undecided:
+            complete = False
+        else:
+            also = [", and ".join(_words(question, n) for n in reversed(clash)) for clash in further]
+            mends = [] if joint is None else [joint]
+    return Explanation(words, tuple(reversed(names)), tuple(mends), complete, tuple(also))
+
+
+def _irreducible(question: Question, names: list[str], feasible: Asker) -> list[str]:
+    """Of constraints that clash, those that remain when every one that can be lifted is."""
+    for name in list(names):
+        rest = [other for other in names if other != name]
+        # Lifted are all but `rest`: those that were left out before, and this one.
+        if not feasible(_lifted(question, [n for n in _LIFTS if n not in rest])):
+            names = rest
+    return names
+
+
+def _together(question: Question, first: list[str], feasible: Asker) -> tuple[list[list[str]], Mend | None]:
+    """The clashes that remain when ``first`` is lifted, and a change of each that together give a plan, if there are.
+
+    Each change is found with the clashes before it mended and those after it lifted, so that it is as small as those
+    before it allow.
+    """
+    clashes = [first]
+    while not feasible(_lifted(question, gone := [name for clash in clashes for name in clash])):
+        left = [name for name in _LIFTS if name not in gone and _present(question, name)]
+        clashes.append(_irreducible(_lifted(question, gone), left, feasible))
+    now = _lifted(question, [name for clash in clashes for name in clash])
+    done: list[Mend] = []
+    for clash in clashes:
+        for name in clash:
+            now = _RESTORES[name](now, question)
+        if feasible(now):
+            continue
+        mend = next((m for name in reversed(clash) for m in MENDS[name](now, feasible)), None)
+        if mend is None:
+            return clashes[1:], None
+        done.append(mend)
+        now = mend.question
+    fields, texts = ", ".join(mend.field for mend in done), ", and ".join(mend.text for mend in done)
+    return clashes[1:], Mend(fields, texts, now)
 
 
 def _asker(budget: Budget | None) -> Asker:
@@ -111,6 +160,37 @@ _LIFTS: dict[str, Callable[[Question], Question]] = {
     "entry_node": lambda q: with_constraints(q, entry_node=None),
     "privacy": lambda q: with_trust(q, {node.name for node in q.snapshot.nodes}),
     "memory": lambda q: with_memory(q, {node.name: float(PLENTY) for node in q.snapshot.nodes}),
+}
+
+_FIELDS = {
+    "minimum_bandwidth": "minimum_bandwidth_bytes_per_second",
+    "ttft_limit": "ttft_limit_seconds",
+    "tpot_limit": "tpot_limit_seconds",
+}
+"""Constraints whose field is called otherwise."""
+
+
+def _restored(name: str) -> Callable[[Question, Question], Question]:
+    """Takes back the lift of a constraint, and nothing else."""
+    field = _FIELDS.get(name, name)
+    return lambda now, before: with_constraints(now, **{field: getattr(before.constraints, field)})
+
+
+def _nodes_restored(field: str) -> Callable[[Question, Question], Question]:
+    def restore(now: Question, before: Question) -> Question:
+        nodes = tuple(
+            node.model_copy(update={field: getattr(old, field)})
+            for node, old in zip(now.snapshot.nodes, before.snapshot.nodes, strict=True)
+        )
+        return replace(now, snapshot=now.snapshot.model_copy(update={"nodes": nodes}))
+
+    return restore
+
+
+_RESTORES: dict[str, Callable[[Question, Question], Question]] = {
+    **{name: _restored(name) for name in _LIFTS},
+    "privacy": _nodes_restored("trusted"),
+    "memory": _nodes_restored("free_memory_bytes"),
 }
 
 

@@ -164,7 +164,8 @@ def check_segments(segments: Sequence[Segment], blocks: int) -> None:
         expected = segment.stop
     if expected > blocks:
         raise PlanError(
-            f"segments[{len(segments) - 1}].stop", f"{expected} is past the model's {blocks} blocks"
+            f"segments[{len(segments) - 1}].stop",
+            f"block {expected - 1} is past the last one: the model's {blocks} blocks are 0 to {blocks - 1}",
         )
     if expected < blocks:
         raise PlanError(

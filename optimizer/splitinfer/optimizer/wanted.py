@@ -100,11 +100,14 @@ class Constraints(Value):
         """Raise `OptimizerInputError` where a constraint names a block or a node that is not there."""
         for block in self.sensitive_blocks:
             if block >= blocks:
-                raise OptimizerInputError("sensitiveBlocks", f"no block {block}; the model has {blocks}")
+                raise OptimizerInputError(
+                    "sensitiveBlocks", f"no block {block}; the model's {blocks} are 0 to {blocks - 1}"
+                )
         for index, pin in enumerate(self.pins):
             if pin.stop > blocks:
                 raise OptimizerInputError(
-                    f"pins[{index}].stop", f"no block {pin.stop - 1}; the model has {blocks}"
+                    f"pins[{index}].stop",
+                    f"no block {pin.stop - 1}; the model's {blocks} are 0 to {blocks - 1}",
                 )
             if pin.node not in nodes:
                 raise OptimizerInputError(

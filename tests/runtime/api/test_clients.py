@@ -9,6 +9,7 @@ import threading
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from splitinfer.segment_runtime.api import stream as stream_module
 from splitinfer.segment_runtime.api.app import Limits
@@ -16,8 +17,11 @@ from splitinfer.segment_runtime.text.codec import TextCodec
 from tests.support.fake_generator import FakeGenerator
 from tests.support.serving import Served, served, within_a_second
 from tests.support.tiny_text import tiny_codec
+from tests.support.waiting import until
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hello"}]}
+
+REQUESTS = "splitinfer_entry_requests_total"
 
 
 def raw_request(body: dict[str, Any]) -> bytes:
@@ -69,6 +73,36 @@ async def test_a_client_that_goes_away_frees_its_sessions_within_a_second(
     api.generator.gate.set()
     assert (await api.post("chat/completions", CHAT)).status_code == 200
     assert api.metric("splitinfer_entry_requests_total", endpoint="chat.completions", code="499") == 1
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["fin", "rst"])
+async def test_a_client_that_has_all_of_a_stream_and_closes_is_not_one_that_went_away(
+    api: Served, reset: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has ``[DONE]`` before the server is done with the request: what it got is counted, not how soon it left."""
+    cancelled = asyncio.Event()
+
+    async def held(*_: object) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    monkeypatch.setattr(web.StreamResponse, "write_eof", held)
+    connection = await connect(api, CHAT | {"stream": True})
+    reader, writer = await asyncio.open_connection(sock=connection)
+    await reader.readuntil(b"data: [DONE]\n\n")
+    if reset:
+        writer.transport.abort()
+    writer.close()
+    await within_a_second(cancelled)
+
+    def counted() -> list[float]:
+        return [api.metric(REQUESTS, endpoint="chat.completions", code=code) for code in ("200", "499")]
+
+    await asyncio.to_thread(until, lambda: any(counted()), seconds=5, what="the request to be counted")
+    assert counted() == [1, 0]
 
 
 async def test_a_client_that_goes_away_while_its_body_arrives_is_nothing(api: Served) -> None:

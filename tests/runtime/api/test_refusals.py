@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from tests.support.fake_generator import FakeGenerator
 from tests.support.refused import CHAT, COMPLETION, error_of
 from tests.support.serving import Served, served
-from tests.support.tiny_text import tiny_codec
+from tests.support.tiny_text import byte_level_tokenizer, codec_of, tiny_codec
 
 
 @pytest.mark.parametrize(
@@ -192,3 +193,19 @@ async def test_a_model_without_a_template_cannot_chat(generator: FakeGenerator) 
         assert error["code"] == "no_chat_template"
         assert "/v1/completions" in error["message"]
         assert (await api.post("completions", COMPLETION)).status_code == 200
+
+
+async def test_a_template_that_takes_too_much_holds_up_nobody(generator: FakeGenerator) -> None:
+    """A 400 with its reason; meanwhile more completions than there are threads go through the tokenizer and are answered."""
+    nested = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    async with served(generator, codec_of(byte_level_tokenizer(), nested)) as api:
+        chats = [asyncio.create_task(api.post("chat/completions", CHAT)) for _ in range(3)]
+        long = {"model": "tiny", "prompt": " " * 2_100, "max_tokens": 1}
+        await asyncio.gather(*[api.post("completions", long) for _ in range(40)])
+        assert (await api.post("completions", COMPLETION)).status_code == 200
+        assert not all(chat.done() for chat in chats)
+        for chat in chats:
+            error = error_of(await chat)
+            assert error["code"] == "chat_template_overran"
+            assert error["param"] == "messages"
+            assert "processor time" in error["message"]

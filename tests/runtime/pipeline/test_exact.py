@@ -116,9 +116,11 @@ async def test_a_pipeline_may_mix_engines_and_says_which_node_runs_which(
             pure = plan_for(even.stored, cut(even.stored, [2], ["node-0", "node-1"]))
             await entry.serve(pure, hosts)
             expected = [token for token, _ in await tell(entry, prompt, 16)]
+            assert "-float32-onnx-" in entry.pipeline.system_fingerprint
             segments = cut(even.stored, [1, 3], ["node-0", "torch-0", "node-1"])
             await entry.serve(plan_for(even.stored, segments, epoch=entry.pipeline.epoch + 1), hosts)
             assert [token for token, _ in await tell(entry, prompt, 16)] == expected
+            assert "-float32-onnx+torch-" in entry.pipeline.system_fingerprint
             told = await status(entry.coordinator, entry.pipeline)
     finally:
         torch_fleet.stop()

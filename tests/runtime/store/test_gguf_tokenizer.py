@@ -15,6 +15,7 @@ import pytest
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
+from splitinfer.segment_runtime.store.errors import DamagedSource
 from splitinfer.segment_runtime.store.importer import import_model
 from splitinfer.segment_runtime.store.reader import ModelStore
 from splitinfer.segment_runtime.tokenizer import gguf
@@ -191,6 +192,17 @@ def test_chat_template(tmp_path: Path, store: ModelStore) -> None:
         import_model(tmp_path / "m.gguf", store=store).read_file("chat_template").decode()
         == "{{ messages }} ü"
     )
+
+
+def test_a_chat_template_that_is_no_jinja_is_refused(tmp_path: Path, store: ModelStore) -> None:
+    """At import, by file, field and line."""
+    write_gguf(
+        tmp_path / "m.gguf", small("llama"), extra={"tokenizer.chat_template": "{{ messages }}\n{% if %}"}
+    )
+    with pytest.raises(
+        DamagedSource, match=r"m\.gguf: tokenizer\.chat_template: not a jinja template: line 2: "
+    ):
+        import_model(tmp_path / "m.gguf", store=store)
 
 
 def test_numbers_are_split_as_the_models_were_trained() -> None:

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitinfer.segment_runtime.api.errors import ApiError
-from splitinfer.segment_runtime.api.jobs import chat_job, completion_job, derived_seed
-from splitinfer.segment_runtime.api.requests import parse_chat, parse_completion
+from splitinfer.segment_runtime.api.jobs import completion_job, derived_seed
+from splitinfer.segment_runtime.api.requests import parse_completion
 from tests.support.tiny_text import tiny_codec
 
 UNHURRIED = settings(deadline=None)  # a busy machine is no failure
@@ -71,10 +71,3 @@ async def test_tokens_of_a_completion(wanted: int | None, limit: int, expected: 
     else:
         job = await completion_job(request, tiny_codec(), limit, 16, bytes)
         assert [r.max_tokens for r in job.requests] == [expected]
-
-
-async def test_a_chat_may_fill_the_context() -> None:
-    """Without a limit the answer may take all that the prompt leaves."""
-    request = parse_chat(b'{"model": "m", "messages": [{"role": "user", "content": "a"}]}')
-    job = await chat_job(request, tiny_codec(), 100, 16, bytes)
-    assert job.requests[0].max_tokens == 100 - job.prompt_tokens

@@ -63,6 +63,23 @@ def test_help_lists_every_target() -> None:
     assert {"run", "test", "test-fast", "lint", "bench", "help"} <= listed
 
 
+def test_make_run_refuses_bad_arguments_before_it_imports() -> None:
+    """The model takes half a minute; a port or a cut that cannot be is told at once."""
+    done = subprocess.run(
+        ["make", "--no-print-directory", "-n", "run", "ARGS=--port x"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={k: v for k, v in os.environ.items() if not k.startswith("MAKE") and k != "MFLAGS"},
+    )
+    check, imports, up = done.stdout.splitlines()[-3:]
+    assert "splitinfer up --check" in check
+    assert check.endswith("--port x")
+    assert "models import" in imports
+    assert up.endswith("--port x")
+
+
 @pytest.mark.parametrize("script", [".ci/run", "tools/setup.sh"])
 def test_scripts_can_be_run(script: str) -> None:
     """They are executable and bash reads them."""

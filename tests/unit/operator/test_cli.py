@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from importlib.metadata import EntryPoint, version
 from pathlib import Path
@@ -12,6 +13,10 @@ import pytest
 
 from splitinfer.operator import cli
 from splitinfer.operator.errors import CommandFailed, UserError
+from tests.support.stored import write_index
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+MANIFEST, SNAPSHOT = str(EXAMPLES / "planned.yaml"), str(EXAMPLES / "capacity" / "mixed-with-gpu.yaml")
 
 
 def command(name: str, value: str) -> EntryPoint:
@@ -49,6 +54,24 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["up", "--once"], "error: --once: there is nothing to answer; add --prompt TEXT\n"),
         (["up", "--prompt", " "], "error: --prompt: is empty; write what to ask\n"),
         (["up", "--max-tokens", "0"], "error: --max-tokens: 0: at least 1\n"),
+        (["up", "--cuts", "10,5"], "error: --cuts: 5 after 10: cuts must grow"),
+        (["up", "--cuts", "0,5"], "error: --cuts: 0: the first cut is at least 1"),
+        (["up", "--device", "foo"], "error: --device: 'foo' is not a device; write cpu, cuda or cuda:N; see"),
+        (["profile", "--device", "cuda:x"], "error: --device: 'cuda:x' is not a device"),
+        (["up", "--port", "0", "--nodes", "0"], "error: --nodes: 0: at least 1 node runs the blocks\n"),
+        (
+            ["up", "--port", "0", "--check", "--threads", "0"],
+            "error: --threads: 0: a host needs at least 1\n",
+        ),
+        (["chat", "--temperature", "nan"], "error: --temperature: nan: from 0 to 2\n"),
+        (["chat", "--temperature", "inf"], "error: --temperature: inf: from 0 to 2\n"),
+        (["chat", "--temperature", "-1"], "error: --temperature: -1.0: from 0 to 2\n"),
+        (["chat", "--top-p", "nan"], "error: --top-p: nan: from 0 to 1\n"),
+        (["chat", "--seed", str(2**63)], f"error: --seed: {2**63}: from {-(2**63)} to {2**63 - 1}\n"),
+        (["chat", "--max-tokens", "0"], "error: --max-tokens: 0: at least 1\n"),
+        (["chat", "--prompt", ""], "error: --prompt: is empty; write what to ask\n"),
+        (["chat", "--url", "http://[x"], "error: --url: 'http://[x' is no address; write http://HOST:PORT\n"),
+        (["chat", "--url", ""], "error: --url: '' is no address; write http://HOST:PORT\n"),
         (["up", "--port", "70000"], "error: --port: 70000: ports are 0 to 65535\n"),
         (["up", "--port", "0", "--model", "../x"], "error: --model: '../x' is not a model name"),
         (["up", "--port", "0", "--model", "none"], "error: --model: no model 'none' in"),
@@ -77,6 +100,72 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert shown.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["up", "--port", "0"],
+        ["up", "--port", "0", "--check"],
+        ["plan", "-f", MANIFEST, "--capacity", SNAPSHOT],
+        ["profile"],
+        ["status"],
+        ["chat"],
+        ["models", "list"],
+        ["models", "import", "smollm2"],
+    ],
+    ids=lambda command: "-".join(command[:2]),
+)
+def test_a_home_that_is_a_file_is_named(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By every command that uses it, before anything else is done there."""
+    file = tmp_path / "home"
+    file.write_text("")
+    for home in (file, file / "below"):
+        monkeypatch.setenv("SPLITINFER_HOME", str(home))
+        assert cli.main(command) == 2
+        assert (
+            capsys.readouterr().err
+            == f"error: SPLITINFER_HOME: {home}: {file} is not a folder; set it to one\n"
+        )
+
+
+@pytest.mark.parametrize("command", [["up", "--port", "0"], ["models", "import", "smollm2"]])
+def test_a_home_that_cannot_be_written_to_is_named(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By the commands that write there. Nobody may write where the kernel says so; a test may be root, who always may."""
+    monkeypatch.setenv("SPLITINFER_HOME", str(tmp_path / "new"))
+    monkeypatch.setattr(os, "access", lambda _path, mode: not mode & os.W_OK)
+    assert cli.main(command) == 2
+    assert capsys.readouterr().err == (
+        f"error: SPLITINFER_HOME: {tmp_path / 'new'}: {tmp_path} cannot be written to; set it to a folder that can\n"
+    )
+
+
+def test_check_leaves_before_anything_is_imported_or_started(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without the model what needs none is checked; with it, all."""
+    monkeypatch.setenv("SPLITINFER_HOME", str(tmp_path))
+    assert cli.main(["up", "--check", "--port", "0", "--cuts", "99"]) == 0
+    write_index(tmp_path / "models", "smollm2", blocks=6)
+    assert cli.main(["up", "--check", "--port", "0", "--cuts", "5"]) == 0
+    assert cli.main(["up", "--check", "--port", "0", "--cuts", "99"]) == 2
+    assert (
+        capsys.readouterr().err == "error: --cuts: cut 99 is outside 1..5, the cuts of a model of 6 blocks\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["chat", "plan", "profile", "status", "up"])
+def test_help_names_nothing_of_the_inside(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """No module, and no markup of docstrings."""
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
+    shown = capsys.readouterr().out
+    assert "splitinfer.operator" not in shown
+    assert "``" not in shown
+
+
 @pytest.mark.parametrize("command", ["status", "chat"])
 def test_without_a_pipeline_no_flag_is_to_blame(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -100,7 +189,8 @@ def test_without_a_pipeline_no_flag_is_to_blame(
         (
             ModuleNotFoundError("No module named 'rich'", name="rich"),
             1,
-            "error: needs rich, which is not installed; install it with `pip install 'splitinfer[cli]'`\n",
+            "error: needs rich, which is not installed; in the clone of splitinfer, run "
+            "`.venv/bin/pip install -c requirements.lock -e '.[cli]'`\n",
         ),
     ],
 )

@@ -104,6 +104,29 @@ def test_each_constraint_is_named_with_its_nearest_change(
     assert any(mend.text.startswith(text) for mend in explanation.mends), [m.text for m in explanation.mends]
 
 
+def test_two_clashes_are_mended_together() -> None:
+    """A TTFT and a TPOT that are both out of reach: neither alone gives a plan, so both are named, as reachable."""
+    explanation = explained(with_constraints(tpot_limit_seconds=0.001, ttft_limit_seconds=0.001))
+    assert explanation.names == ("tpot_limit",)
+    (mend,) = explanation.mends
+    assert mend.field == "slo.tpotMilliseconds, slo.ttftMilliseconds"
+    assert explanation.sentence == (
+        "No plan: TPOT of at most 1 ms; and by itself TTFT of at most 1 ms: "
+        "allow a TPOT of 37 ms instead of 1, and allow a TTFT of 37 ms instead of 1."
+    )
+
+
+def test_clashes_of_several_kinds_are_mended_together() -> None:
+    """A pin that privacy forbids, and a TPOT out of reach: one change of each."""
+    explanation = explained(
+        with_constraints(tpot_limit_seconds=0.001, pins=(Pin(start=0, stop=1, node="gpu"),))
+    )
+    (mend,) = explanation.mends
+    assert "a TPOT of" in mend.text
+    assert "gpu" in mend.text
+    assert explanation.also
+
+
 def test_too_few_segments() -> None:
     """The U-shape needs three; two were allowed."""
     question = with_constraints(

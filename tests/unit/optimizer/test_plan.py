@@ -116,7 +116,11 @@ def test_only_a_cover_in_order_passes(blocks: int, ranges: list[tuple[int, int]]
         ([("a", 0, 10), ("b", 12, 30)], "segments[1].start", "blocks [10:12) are missing"),
         ([("a", 1, 30)], "segments[0].start", "blocks [0:1) are missing"),
         ([("a", 0, 10), ("b", 8, 30)], "segments[1].start", "overlaps block 8"),
-        ([("a", 0, 31)], "segments[0].stop", "past the model's 30 blocks"),
+        (
+            [("a", 0, 31)],
+            "segments[0].stop",
+            "block 30 is past the last one: the model's 30 blocks are 0 to 29",
+        ),
         ([("a", 0, 10), ("b", 10, 29)], "segments[1].stop", "blocks [29:30) are missing"),
     ],
 )

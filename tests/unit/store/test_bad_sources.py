@@ -134,6 +134,16 @@ CASES: dict[str, tuple[Callable[[Path], Any], type[StoreError], str]] = {
         DamagedSource,
         r"chat_template\.jinja: not UTF-8",
     ),
+    "template no jinja": (
+        lambda f: (f / "chat_template.jinja").write_text("{{ messages }}\n{% for %}"),
+        DamagedSource,
+        r"chat_template\.jinja: not a jinja template: line 2: .*; mend it, or remove it",
+    ),
+    "template in config no jinja": (
+        lambda f: (f / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ x"})),
+        DamagedSource,
+        r"tokenizer_config\.json: chat_template: not a jinja template: line 1: ",
+    ),
     "pickle": (to_pickle, UnsupportedSource, r"pytorch_model\.bin.*pickle.*safe_serialization"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), DamagedSource, "neither model.safetensors nor"),
     "zero bytes": (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from splitinfer.operator.openai import ChatClient
@@ -12,7 +13,11 @@ if TYPE_CHECKING:
 
 def register(subparsers: Any) -> None:
     """Add ``chat``."""
-    p = subparsers.add_parser("chat", help="talk to a pipeline", description=__doc__.splitlines()[0])
+    p = subparsers.add_parser(
+        "chat",
+        help="talk to a pipeline",
+        description="Talk to a pipeline; the answer streams, with its timing at the end.",
+    )
     p.add_argument("--url", help="an OpenAI endpoint; default: the pipeline that runs on this machine")
     p.add_argument("--model", help="model to ask for; default: the one that is served")
     p.add_argument("--prompt", metavar="TEXT", help="ask this and leave, instead of a conversation")
@@ -29,7 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
     from splitinfer.operator.local.runfile import endpoint_of_the_one
     from splitinfer.operator.openai import ChatClient
 
-    endpoint = arguments.url or endpoint_of_the_one()
+    check(arguments)
+    endpoint = endpoint_of_the_one() if arguments.url is None else arguments.url
     given = {
         "temperature": arguments.temperature,
         "top_p": arguments.top_p,
@@ -50,6 +56,28 @@ def run(arguments: argparse.Namespace) -> int:
         return converse(conversation)
     finally:
         client.close()
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse what no endpoint would take, before one is asked. Raises UserError, naming every flag that is wrong."""
+    from splitinfer.operator.errors import UserError
+
+    problems: list[tuple[str, str]] = []
+    for flag, value, least, most in (
+        ("--temperature", arguments.temperature, 0, 2),
+        ("--top-p", arguments.top_p, 0, 1),
+        ("--seed", arguments.seed, -(2**63), 2**63 - 1),
+    ):
+        if value is not None and not least <= value <= most:  # nan is in no range
+            problems.append((flag, f"{value}: from {least} to {most}"))
+    if arguments.max_tokens is not None and arguments.max_tokens < 1:
+        problems.append(("--max-tokens", f"{arguments.max_tokens}: at least 1"))
+    if arguments.prompt is not None and not arguments.prompt.strip():
+        problems.append(("--prompt", "is empty; write what to ask"))
+    if arguments.url is not None and not _is_url(_with_scheme(arguments.url)):
+        problems.append(("--url", f"{arguments.url!r} is no address; write http://HOST:PORT"))
+    if problems:
+        raise UserError.of(problems)
 
 
 class Conversation:
@@ -108,6 +136,14 @@ def converse(conversation: Conversation) -> int:
 
 def _say(piece: str) -> None:
     print(piece, end="", flush=True)
+
+
+def _is_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none, brackets that do not match
+        return False
 
 
 def _with_scheme(url: str) -> str:

@@ -15,7 +15,9 @@ DEFAULT_SECONDS = 5.0
 def register(subparsers: Any) -> None:
     """Add ``plan``."""
     p = subparsers.add_parser(
-        "plan", help="plan without starting anything, and say why", description=__doc__.splitlines()[0]
+        "plan",
+        help="plan without starting anything, and say why",
+        description="The plan, its predictions, and why the others lose. Starts nothing.",
     )
     p.add_argument(
         "-f", "--file", type=Path, required=True, metavar="MANIFEST", help="a SplitInference manifest"

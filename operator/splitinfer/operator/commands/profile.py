@@ -9,6 +9,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from splitinfer.operator.commands.arguments import DEVICE, device
+
 if TYPE_CHECKING:
     from splitinfer.optimizer.capacity import CapacitySnapshot
 
@@ -19,13 +21,15 @@ DEFAULT_NODES = 3
 def register(subparsers: Any) -> None:
     """Add ``profile``."""
     p = subparsers.add_parser(
-        "profile", help="measure this machine and its links", description=__doc__.splitlines()[0]
+        "profile",
+        help="measure this machine and its links",
+        description="Measure this machine, and print what is known of it. The YAML is a snapshot for plan and up.",
     )
     p.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME", help="whose blocks are timed")
     p.add_argument("--store", type=Path, metavar="DIR", help="model store (default $SPLITINFER_HOME/models)")
     p.add_argument("--dtype", choices=["float32", "bfloat16", "float16", "int8", "int4"], default="float32")
     p.add_argument("--engine", choices=["auto", "onnx", "torch"], default="auto")
-    p.add_argument("--device", default="cpu", metavar="cpu|cuda[:N]")
+    p.add_argument("--device", default="cpu", type=device, metavar=DEVICE)
     p.add_argument("--threads", type=int, metavar="T", help="default: the CPUs that a process may use")
     p.add_argument(
         "--nodes", type=int, default=DEFAULT_NODES, metavar="N", help="processes that stand for nodes"

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 def register(subparsers: Any) -> None:
     """Add ``status``."""
-    p = subparsers.add_parser("status", help="what runs now", description=__doc__.splitlines()[0])
+    p = subparsers.add_parser(
+        "status",
+        help="what runs now",
+        description="The plan that is served, its hosts, and what was observed.",
+    )
     p.add_argument("--url", help="endpoint of the pipeline, when several run on this machine")
     p.add_argument("-o", "--output", choices=["table", "json"], default="table", help="form of the output")
     p.set_defaults(run=run)

@@ -8,9 +8,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from splitinfer.operator.commands.arguments import DEVICE, cuts, device, node_engine
+
 if TYPE_CHECKING:
     from splitinfer.operator.local.pipeline import Settings
-    from splitinfer.operator.local.request import Request
+    from splitinfer.operator.local.request import Options, Request
+    from splitinfer.operator.spec.resource import SplitInference
 
 DEFAULT_MODEL = "smollm2"
 DEFAULT_PORT = 8000
@@ -19,7 +22,9 @@ DEFAULT_PORT = 8000
 def register(subparsers: Any) -> None:
     """Add ``up``."""
     p = subparsers.add_parser(
-        "up", help="serve a model split over processes of this machine", description=__doc__.splitlines()[0]
+        "up",
+        help="serve a model split over processes of this machine",
+        description="Serve a model as a chain of segments, each a process of this machine, until Ctrl-C.",
     )
     p.add_argument("-f", "--file", type=Path, metavar="MANIFEST", help="a SplitInference manifest")
     p.add_argument(
@@ -27,7 +32,7 @@ def register(subparsers: Any) -> None:
     )
     p.add_argument("--nodes", type=int, metavar="N", help="node processes (default 3)")
     p.add_argument(
-        "--cuts", type=_cuts, metavar="I,J", help="cut before these blocks, such as 10,20 (default: equal)"
+        "--cuts", type=cuts, metavar="I,J", help="cut before these blocks, such as 10,20 (default: equal)"
     )
     p.add_argument(
         "--capacity",
@@ -43,13 +48,13 @@ def register(subparsers: Any) -> None:
     p.add_argument(
         "--node-engine",
         action="append",
-        type=_node_engine,
+        type=node_engine,
         default=[],
         metavar="NODE=ENGINE",
         help="another engine for one node; may be repeated",
     )
     p.add_argument(
-        "--device", default="cpu", metavar="cpu|cuda[:N]", help="device of the hosts and of the entry"
+        "--device", default="cpu", type=device, metavar=DEVICE, help="device of the hosts and of the entry"
     )
     p.add_argument(
         "--threads",
@@ -61,23 +66,50 @@ def register(subparsers: Any) -> None:
     p.add_argument("--prompt", metavar="TEXT", help="ask this once the pipeline serves, and print the answer")
     p.add_argument("--max-tokens", type=int, default=128, help="longest answer to --prompt")
     p.add_argument("--once", action="store_true", help="leave after the answer to --prompt")
+    p.add_argument("--check", action="store_true", help="check the arguments, start nothing, and leave")
     p.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Check everything, then serve until asked to stop."""
+    if arguments.check:
+        check(arguments)
+        return 0
     from splitinfer.operator.local.pipeline import serve
 
     request, settings = prepare(arguments)
     return asyncio.run(serve(request, settings))
 
 
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse what can be refused in no time: all but the solver's plan, or all that needs no model where there is none.
+
+    Raises UserError.
+    """
+    from splitinfer.operator.local.models import is_stored
+    from splitinfer.operator.local.request import check_options
+
+    wanted, options = asked(arguments)
+    check_options(wanted, options)
+    if options.capacity is None and is_stored(wanted.spec.model.source, options.store):
+        request_of(arguments, wanted, options)
+
+
 def prepare(arguments: argparse.Namespace) -> tuple[Request, Settings]:
-    """What shall run and how. Starts nothing. Raises UserError."""
+    """What shall run and how. Starts nothing. Raises UserError, CommandFailed."""
+    from splitinfer.operator.local.pipeline import Settings
+
+    return request_of(arguments, *asked(arguments)), Settings(
+        port=arguments.port, prompt=arguments.prompt, max_tokens=arguments.max_tokens, once=arguments.once
+    )
+
+
+def asked(arguments: argparse.Namespace) -> tuple[SplitInference, Options]:
+    """Manifest and command line, read and checked by themselves. Raises UserError."""
     from splitinfer.operator.errors import UserError
     from splitinfer.operator.local.models import home
-    from splitinfer.operator.local.pipeline import Settings, check_port
-    from splitinfer.operator.local.request import Options, make_request
+    from splitinfer.operator.local.pipeline import check_port
+    from splitinfer.operator.local.request import Options
     from splitinfer.operator.planning.snapshot import load_snapshot
     from splitinfer.operator.spec.manifest import load_manifest
     from splitinfer.operator.spec.resource import resource
@@ -91,8 +123,9 @@ def prepare(arguments: argparse.Namespace) -> tuple[Request, Settings]:
     if arguments.max_tokens < 1:
         raise UserError("--max-tokens", f"{arguments.max_tokens}: at least 1")
     check_port(arguments.port)
+    folder = home(writing=True)  # of logs and the run file, wherever the store is
     options = Options(
-        store=arguments.store or home() / "models",
+        store=arguments.store or folder / "models",
         nodes=arguments.nodes,
         cuts=arguments.cuts,
         dtype=arguments.dtype,
@@ -107,23 +140,26 @@ def prepare(arguments: argparse.Namespace) -> tuple[Request, Settings]:
     if arguments.file is not None:
         if arguments.model is not None:
             raise UserError("--model", "the manifest names the model; remove one of the two")
-        wanted = load_manifest(arguments.file)
-    else:
-        name = DEFAULT_MODEL if arguments.model is None else arguments.model
-        spec: dict[str, Any] = {"model": {"source": _store_source(name)}}
-        if arguments.nodes is not None or arguments.cuts is not None:
-            # Without a manifest the command line alone says how many segments there are.
-            spec["placement"] = {"maxSegments": 64}
-        wanted = resource("up", spec)
+        return load_manifest(arguments.file), options
+    name = DEFAULT_MODEL if arguments.model is None else arguments.model
+    spec: dict[str, Any] = {"model": {"source": _store_source(name)}}
+    if arguments.nodes is not None or arguments.cuts is not None:
+        # Without a manifest the command line alone says how many segments there are.
+        spec["placement"] = {"maxSegments": 64}
+    return resource("up", spec), options
+
+
+def request_of(arguments: argparse.Namespace, wanted: SplitInference, options: Options) -> Request:
+    """Checked against the model, and planned. Raises UserError, CommandFailed."""
+    from splitinfer.operator.errors import UserError
+    from splitinfer.operator.local.request import make_request
+
     try:
-        request = make_request(wanted, options)
+        return make_request(wanted, options)
     except UserError as error:
         if arguments.file is None:
             raise UserError.of([(_FLAG_OF.get(f, f), message) for f, message in error.problems]) from None
         raise
-    return request, Settings(
-        port=arguments.port, prompt=arguments.prompt, max_tokens=arguments.max_tokens, once=arguments.once
-    )
 
 
 _FLAG_OF = {"spec.model.source": "--model", "spec.placement.maxSegments": "--nodes"}
@@ -139,17 +175,3 @@ def _store_source(name: str) -> str:
             "--model", f"{name!r} is not a model name; `splitinfer models list` shows those there are"
         )
     return f"store://{name}"
-
-
-def _node_engine(text: str) -> tuple[str, str]:
-    node, _, engine = text.partition("=")
-    if not node or engine not in ("auto", "onnx", "torch"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NODE=ENGINE with auto, onnx or torch")
-    return node, engine
-
-
-def _cuts(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of block numbers; write 10,20") from None

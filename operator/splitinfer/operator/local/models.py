@@ -79,10 +79,25 @@ class ModelFacts:
         return self.kv_values_per_token * blocks * tokens * _KV_BYTES[activation_of(dtype)]
 
 
-def home() -> Path:
-    """``$SPLITINFER_HOME``, by default ``~/.cache/splitinfer``."""
+def home(*, writing: bool = False) -> Path:
+    """``$SPLITINFER_HOME``, by default ``~/.cache/splitinfer``.
+
+    Args:
+        writing: it is going to be written to.
+
+    Raises:
+        UserError: what is there is no folder, or may not be used so.
+    """
     named = os.environ.get("SPLITINFER_HOME")
-    return Path(named) if named else Path.home() / ".cache" / "splitinfer"
+    path = Path(named) if named else Path.home() / ".cache" / "splitinfer"
+    # os.path.exists and not Path.exists, which raises where a folder above may not be entered.
+    there = next(each for each in (path, *path.parents, Path()) if os.path.exists(each))  # noqa: PTH110
+    if not there.is_dir():
+        raise UserError("SPLITINFER_HOME", f"{path}: {there} is not a folder; set it to one")
+    if not os.access(there, os.X_OK | (os.W_OK if writing else os.R_OK)):
+        what = "written to" if writing else "read"
+        raise UserError("SPLITINFER_HOME", f"{path}: {there} cannot be {what}; set it to a folder that can")
+    return path
 
 
 def find_model(source: str, store: Path, field: str) -> ModelFacts:
@@ -114,6 +129,12 @@ def find_model(source: str, store: Path, field: str) -> ModelFacts:
             raise UserError(
                 field, f"{source}: a local pipeline has no volume claims; use store://NAME or file:///PATH"
             )
+
+
+def is_stored(source: str, store: Path) -> bool:
+    """Whether a source of the store is there, whole or not. What is no source of the store counts as there."""
+    scheme, _, name = source.partition("://")
+    return scheme != "store" or (store / name / INDEX_FILE).is_file()
 
 
 def _read(root: Path, name: str, field: str) -> ModelFacts:

@@ -104,7 +104,7 @@ def make_request(resource: SplitInference, options: Options) -> Request:
         UserError: every field that is wrong or cannot be honoured.
         CommandFailed: with a capacity snapshot, there is no plan.
     """
-    check_supported(resource, capacity=options.capacity is not None)
+    check_options(resource, options)
     spec = resource.spec
     model = find_model(spec.model.source, options.store, "spec.model.source")
     if spec.model.served_name not in (None, model.name):
@@ -113,8 +113,6 @@ def make_request(resource: SplitInference, options: Options) -> Request:
             f"{spec.model.served_name}: a local pipeline serves a model under its name in the store, {model.name}; "
             f"remove it, or import the model with --name {spec.model.served_name}",
         )
-    if options.threads is not None and options.threads < 1:
-        raise UserError("--threads", f"{options.threads}: a host needs at least 1")
     if options.capacity is None:
         nodes, segments = _place(resource, options, model.blocks)
         privacy = Privacy()
@@ -148,9 +146,37 @@ def make_request(resource: SplitInference, options: Options) -> Request:
         memory_limit_bytes=None if options.memory_bytes is None else options.memory_bytes // (len(nodes) + 1),
         node_engines=options.node_engines,
     )
-    _check_engines(request)
+    _check_nodes(request)
     _check_memory(request)
     return request
+
+
+def check_options(resource: SplitInference, options: Options) -> None:
+    """Raise UserError for what is wrong whatever the model and the plan are: it is told before anything takes time."""
+    check_supported(resource, capacity=options.capacity is not None)
+    if options.threads is not None and options.threads < 1:
+        raise UserError("--threads", f"{options.threads}: a host needs at least 1")
+    if options.nodes is not None and options.nodes < 1:
+        raise UserError("--nodes", f"{options.nodes}: at least 1 node runs the blocks")
+    for flag, given in (("--nodes", options.nodes), ("--cuts", options.cuts)):
+        if given is not None and options.capacity is not None:
+            raise UserError(flag, "--capacity leaves nodes and cuts to the solver; remove one of the two")
+        if given is not None and resource.spec.placement.pins:
+            raise UserError(flag, "spec.placement.pins name nodes and cuts already; remove one of the two")
+    model = resource.spec.model
+    dtype = options.dtype or model.dtype
+    for engine in (options.engine or model.engine, *options.node_engines.values()):
+        if engine == "torch" and dtype in FEW_BITS:
+            raise UserError(
+                "spec.model.dtype", f"{dtype}: the torch engine has no such weights; use engine onnx or auto"
+            )
+        if engine == "onnx" and dtype in ("bfloat16", "float16"):
+            raise UserError(
+                "spec.model.dtype",
+                f"{dtype}: the onnx engine has float32, int8 and int4; use one, or engine torch",
+            )
+        if engine == "onnx" and options.device != "cpu":
+            raise UserError("--device", f"{options.device}: the onnx engine runs on cpu; use --engine torch")
 
 
 def _place(
@@ -158,17 +184,10 @@ def _place(
 ) -> tuple[tuple[str, ...], tuple[Segment, ...]]:
     pins = resource.spec.placement.pins
     if pins:
-        for flag, given in (("--nodes", options.nodes), ("--cuts", options.cuts)):
-            if given is not None:
-                raise UserError(
-                    flag, "spec.placement.pins name nodes and cuts already; remove one of the two"
-                )
         ranges = [(pin.node, *parse_blocks(pin.blocks)) for pin in pins]
         pinned = tuple(Segment(node=node, start=start, stop=stop) for node, start, stop in ranges)
         _planned("spec.placement.pins", _PINS_MEND, lambda: check_segments(pinned, blocks))
         return tuple(dict.fromkeys(segment.node for segment in pinned)), pinned
-    if options.nodes is not None and options.nodes < 1:
-        raise UserError("--nodes", f"{options.nodes}: at least 1 node runs the blocks")
     if options.cuts is not None:
         cuts = options.cuts
         count = len(cuts) + 1 if options.nodes is None else options.nodes
@@ -187,9 +206,6 @@ def _solve(
     resource: SplitInference, options: Options, capacity: CapacitySnapshot, model: ModelFacts
 ) -> tuple[tuple[str, ...], tuple[Segment, ...], Privacy]:
     """The solver's plan. Raises `CommandFailed` with the reason and what gives a plan, where there is none."""
-    for flag, given in (("--nodes", options.nodes), ("--cuts", options.cuts)):
-        if given is not None:
-            raise UserError(flag, "--capacity leaves nodes and cuts to the solver; remove one of the two")
     dtype = options.dtype or resource.spec.model.dtype
     question = make_question(resource, model, capacity, context_tokens(resource, model), dtype)
     ready_solver()
@@ -230,24 +246,11 @@ def context_tokens(resource: SplitInference, model: ModelFacts) -> int:
     return model.max_context_tokens
 
 
-def _check_engines(request: Request) -> None:
-    """Raise UserError for a dtype or a device that an engine does not have, or an engine for no node."""
-    dtype = request.plan.dtype
+def _check_nodes(request: Request) -> None:
+    """Raise UserError for an engine of no node."""
     for node in request.node_engines:
         if node not in request.nodes:
             raise UserError("--node-engine", f"{node} is not a node; there are: {', '.join(request.nodes)}")
-    for engine in (request.engine, *request.node_engines.values()):
-        if engine == "torch" and dtype in FEW_BITS:
-            raise UserError(
-                "spec.model.dtype", f"{dtype}: the torch engine has no such weights; use engine onnx or auto"
-            )
-        if engine == "onnx" and dtype in ("bfloat16", "float16"):
-            raise UserError(
-                "spec.model.dtype",
-                f"{dtype}: the onnx engine has float32, int8 and int4; use one, or engine torch",
-            )
-        if engine == "onnx" and request.device != "cpu":
-            raise UserError("--device", f"{request.device}: the onnx engine runs on cpu; use --engine torch")
 
 
 def _check_memory(request: Request) -> None:

@@ -67,7 +67,6 @@ def create_app(
     *,
     registry: CollectorRegistry,
     limits: Limits | None = None,
-    system_fingerprint: str = "splitinfer",
     clock: Callable[[], float] = time.monotonic,
     now: Callable[[], float] = time.time,
     entropy: Callable[[int], bytes] = os.urandom,
@@ -79,13 +78,12 @@ def create_app(
         codec: text of the model it serves.
         registry: where metrics are registered, and what ``/metrics`` shows: the pipeline's own, too.
         limits: of one request.
-        system_fingerprint: changes when the weights or the engine do; a seed is good for one fingerprint.
         clock: monotonic, for TTFT and TPOT.
         now: wall clock, for ``created``.
         entropy: of ids, and of seeds where a request has none.
     """
     limits = limits or Limits()
-    api = Api(generator, codec, ApiMetrics(registry), limits, system_fingerprint, clock, now, entropy)
+    api = Api(generator, codec, ApiMetrics(registry), limits, clock, now, entropy)
     app = web.Application(middlewares=[api.answer_errors], client_max_size=limits.body_bytes)
     app.router.add_get("/health", api.health)
     app.router.add_get("/ready", api.ready)
@@ -106,7 +104,6 @@ class Api:
         codec: TextCodec,
         metrics: ApiMetrics,
         limits: Limits,
-        system_fingerprint: str,
         clock: Callable[[], float],
         now: Callable[[], float],
         entropy: Callable[[int], bytes],
@@ -116,7 +113,6 @@ class Api:
         self._codec = codec
         self._metrics = metrics
         self._limits = limits
-        self._fingerprint = system_fingerprint
         self._clock = clock
         self._now = now
         self._entropy = entropy
@@ -235,7 +231,7 @@ class Api:
             id=f"{prefix}-{self._entropy(16).hex()}",
             created=int(self._now()),
             model=self._generator.model_name,
-            system_fingerprint=self._fingerprint,
+            system_fingerprint=self._generator.system_fingerprint,
             include_usage=parsed.include_usage,
         )
 
@@ -245,13 +241,13 @@ class Api:
         outcome = CLIENT_GONE
         try:
             response = await self._guarded(request, handler)
-            outcome = request.get(OUTCOME, response.status)
+            outcome = response.status
             return response
         finally:
             resource = request.match_info.route.resource
             endpoint = ENDPOINTS.get(resource.canonical) if resource is not None else None
             if endpoint is not None:
-                self._metrics.requests.labels(endpoint, str(outcome)).inc()
+                self._metrics.requests.labels(endpoint, str(request.get(OUTCOME, outcome))).inc()
 
     async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:

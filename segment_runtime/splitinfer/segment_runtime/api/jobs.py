@@ -11,11 +11,21 @@ from splitinfer.segment_runtime.api.errors import context_exceeded, invalid
 from splitinfer.segment_runtime.api.requests import ChatRequest, CompletionRequest, GenerateRequest
 from splitinfer.segment_runtime.entry.generate import GenerationRequest, SamplingParams
 from splitinfer.segment_runtime.text.codec import TextCodec
-from splitinfer.segment_runtime.text.errors import NoChatTemplate, TemplateRefused
+from splitinfer.segment_runtime.text.errors import (
+    NoChatTemplate,
+    TemplateOverran,
+    TemplateRefused,
+    TextError,
+)
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's
 # Above this many characters a prompt is tokenised in a thread, so that the loop goes on serving.
 INLINE_CHARACTERS = 2_000
+_TEMPLATE_CODES: dict[type[TextError], str] = {
+    NoChatTemplate: "no_chat_template",
+    TemplateRefused: "invalid_value",
+    TemplateOverran: "chat_template_overran",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +51,11 @@ async def chat_job(
     """The job of a chat request. Raises ApiError."""
     _check_choices(request.n, 1, max_choices)
     try:
-        text = codec.render_chat([message.as_template() for message in request.messages])
-    except (NoChatTemplate, TemplateRefused) as error:
-        code = "no_chat_template" if isinstance(error, NoChatTemplate) else "invalid_value"
-        raise invalid("messages", f"{error}.", code) from error
+        text = await asyncio.wrap_future(
+            codec.submit_chat([message.as_template() for message in request.messages])
+        )
+    except (NoChatTemplate, TemplateRefused, TemplateOverran) as error:
+        raise invalid("messages", f"{error}.", _TEMPLATE_CODES[type(error)]) from error
     wanted = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     prompt = await _encode(text, codec, limit, "messages", wanted or 1, special=False)
     top = None

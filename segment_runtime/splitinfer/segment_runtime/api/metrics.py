@@ -40,7 +40,7 @@ class ApiMetrics:
         self.registry = registry
         self.requests = Counter(
             "splitinfer_entry_requests",
-            "Requests by endpoint and status. 499: the client went away. A stream that broke counts as 500.",
+            "Requests by endpoint and status. 499: the client went away before it had all. A stream that broke counts as 500.",
             ("endpoint", "code"),
             registry=registry,
         )

@@ -25,7 +25,7 @@ HEADERS = {
     "X-Accel-Buffering": "no",  # a proxy in front must not gather events
 }
 OUTCOME: web.RequestKey[int] = web.RequestKey("outcome", int)
-"""What a stream came to, where that is not its status (which was sent long before)."""
+"""What a stream came to once the client has its end; its status was sent long before."""
 CLIENT_GONE = 499
 _DONE = b"data: [DONE]\n\n"
 
@@ -58,9 +58,14 @@ async def send_stream(
             ended = items[-1] is None
             chunks = [chunk for item in items if item is not None for chunk in shape.chunks(*item)]
             await _write(response, _events(chunks), stall_seconds)
-        await _write(response, await _last_events(request, driver, run, shape, param), stall_seconds)
+        last, outcome = await _last_events(driver, run, shape, param)
+        await _write(response, last, stall_seconds)
+        # At once: a client that has all of it may close, and cancel this handler, before it comes to its end.
+        request[OUTCOME] = outcome
         await response.write_eof()
     except (ConnectionResetError, ClientStalled) as error:
+        if OUTCOME in request:
+            return response
         request[OUTCOME] = CLIENT_GONE
         log.info("stream abandoned", reason=str(error) or type(error).__name__)
         if request.transport is not None:
@@ -74,10 +79,8 @@ async def send_stream(
     return response
 
 
-async def _last_events(
-    request: web.Request, driver: asyncio.Task[None], run: Run, shape: Shape, param: str
-) -> bytes:
-    """Usage and DONE, or the error: its status was sent, so it goes into the stream, without DONE."""
+async def _last_events(driver: asyncio.Task[None], run: Run, shape: Shape, param: str) -> tuple[bytes, int]:
+    """Usage and DONE, or the error: its status was sent, so it goes into the stream, without DONE; and what it came to."""
     try:
         await driver
     except GenerationError as error:
@@ -90,9 +93,8 @@ async def _last_events(
         ending = []
         if shape.envelope.include_usage:
             ending.append(shape.usage(usage_of(run.prompt_tokens, run.completion_tokens)))
-        return _events(ending) + _DONE
-    request[OUTCOME] = failure.status
-    return _failed(failure)
+        return _events(ending) + _DONE, 200
+    return _failed(failure), failure.status
 
 
 def _failed(failure: ApiError) -> bytes:

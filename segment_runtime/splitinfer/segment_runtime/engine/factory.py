@@ -7,6 +7,8 @@ import os
 from splitinfer.segment_runtime.engine.port import Engine, UnsupportedModel
 
 ENGINES = ("auto", "onnx", "torch")
+MEND = "in the clone of splitinfer, run `.venv/bin/pip install -c requirements.lock -e '.[{}]'`"
+"""No index of packages has splitinfer: it is installed from its clone."""
 
 SPIN_COUNT = "4000"
 """How long a worker of libgomp waits actively for the next parallel region: some 0.2 ms, enough between the regions of a
@@ -42,7 +44,7 @@ def _onnx(device: str, threads: int | None) -> Engine:
         from splitinfer.segment_runtime.engine.onnx_engine import OnnxEngine
     except ModuleNotFoundError as error:
         raise UnsupportedModel(
-            f"engine: 'onnx' needs the Python package {error.name!r}; install splitinfer[runtime]"
+            f"engine: 'onnx' needs the Python package {error.name!r}; {MEND.format('runtime')}"
         ) from error
     return OnnxEngine(device=device, threads=threads)
 
@@ -54,6 +56,6 @@ def _torch(device: str, threads: int | None) -> Engine:
         from splitinfer.segment_runtime.engine.torch_engine import TorchEngine
     except ModuleNotFoundError as error:
         raise UnsupportedModel(
-            f"engine: 'torch' needs the Python package {error.name!r}; install splitinfer[torch]"
+            f"engine: 'torch' needs the Python package {error.name!r}; {MEND.format('torch')}"
         ) from error
     return TorchEngine(device=device, threads=threads)

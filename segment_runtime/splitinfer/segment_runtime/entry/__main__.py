@@ -145,6 +145,7 @@ async def serve(args: argparse.Namespace) -> int:
     )
     returns = ReturnService(pipeline)
     codec = TextCodec.from_model(model)
+    codec.start_chat()
     async with contextlib.AsyncExitStack() as stack:
         server = grpc.aio.server(options=SERVER_OPTIONS)
         # Also when what follows is refused: a server that is not stopped says so in a traceback of its own.
@@ -170,8 +171,6 @@ async def serve(args: argparse.Namespace) -> int:
             pipeline,
             codec,
             registry=registry,
-            # A seed gives the same tokens again only with the same weights computed by the same engine.
-            system_fingerprint=f"{model.digest[:12]}-{engine.name}-{engine.version}",
         )
         public = await _listen(app, args.listen, "--listen")
         private = await _listen(control_app(coordinator, pipeline), args.control, "--control")

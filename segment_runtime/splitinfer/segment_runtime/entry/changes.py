@@ -31,6 +31,7 @@ FORGET_SECONDS = 5.0
 
 T = TypeVar("T")
 Clients = Mapping[str, HostClient]
+Identities = Sequence[pb.Identity]
 
 
 class ChangeFailed(Exception):
@@ -114,11 +115,13 @@ def prepare_request(plan: Plan, node: str, addresses: Mapping[str, str], back: s
     )
 
 
-async def prepare(plan: Plan, clients: Clients, back: str, note: Callable[[str, int, int], None]) -> bool:
+async def prepare(
+    plan: Plan, clients: Clients, back: str, note: Callable[[str, int, int], None]
+) -> Identities:
     """Have the hosts load; ``note(node, loaded, total)``. Raises ChangeFailed, and nothing stays loaded then.
 
     Returns:
-        Whether an engine of the chain is exact, so that a replay feeds generated tokens one by one.
+        What computes each hop, in their order.
     """
     addresses = {node: client.address for node, client in clients.items()}
 
@@ -131,7 +134,12 @@ async def prepare(plan: Plan, clients: Clients, back: str, note: Callable[[str, 
     except ChangeFailed:
         await release(plan.epoch, clients)
         raise
-    return any(identity.exact for identities in found.values() for identity in identities)
+    hops = {
+        hop: identity
+        for node, identities in found.items()
+        for (hop, _), identity in zip(plan.ranges_of(node), identities, strict=True)
+    }
+    return [identity for _, identity in sorted(hops.items())]
 
 
 async def commit(

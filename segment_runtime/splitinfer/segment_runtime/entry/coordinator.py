@@ -20,10 +20,9 @@ from splitinfer.segment_runtime.engine.port import Engine
 from splitinfer.segment_runtime.entry import changes
 from splitinfer.segment_runtime.entry.admission import Live, PlanRejected, check_plan, check_sessions
 from splitinfer.segment_runtime.entry.breakage import RETRY_SECONDS, Breakage
-from splitinfer.segment_runtime.entry.changes import ChangeFailed
+from splitinfer.segment_runtime.entry.changes import ChangeFailed, Clients, Identities
 from splitinfer.segment_runtime.entry.decide import Situation, after_failure, next_plan, room_for_blocks
 from splitinfer.segment_runtime.entry.heads import Heads
-from splitinfer.segment_runtime.entry.hosts import HostClient
 from splitinfer.segment_runtime.entry.joining import Joining
 from splitinfer.segment_runtime.entry.members import Members
 from splitinfer.segment_runtime.entry.metrics import PipelineMetrics
@@ -258,7 +257,7 @@ class Coordinator:
             self._epoch = max(self._epoch, plan.epoch)
             log.info("preparing", epoch=plan.epoch, segments=[str(s) for s in plan.segments])
             await self._heads.load(plan.dtype)
-            exact = await changes.prepare(plan, clients, self._return_address, self._note_loaded)
+            ranges = await changes.prepare(plan, clients, self._return_address, self._note_loaded)
             began = self._clock()
             if self.breakage.reason is None:
                 await self._pipeline.pause()
@@ -267,7 +266,7 @@ class Coordinator:
             except PlanRejected as error:
                 await changes.release(plan.epoch, clients)
                 raise ChangeFailed(f"sessions came while it was prepared: {error}", refused=True) from error
-            await self._commit(plan, clients, exact=exact)
+            await self._commit(plan, clients, ranges)
             self._metrics.stall_seconds.observe(self._clock() - began)
             log.info("serving", epoch=plan.epoch)
             self.members.to_sweep()
@@ -282,7 +281,7 @@ class Coordinator:
     def _note_loaded(self, node: str, done: int, total: int) -> None:
         self._loaded[node] = (done, total)
 
-    async def _commit(self, plan: Plan, clients: Mapping[str, HostClient], *, exact: bool) -> None:
+    async def _commit(self, plan: Plan, clients: Clients, ranges: Identities) -> None:
         """Switch all hosts, then the entry. From here on a failure is a broken chain."""
         try:
             link = await self._joining.join(plan, clients)
@@ -296,4 +295,4 @@ class Coordinator:
         self.breakage.mended()
         self._failed = False
         embedder, head = self._heads.keep_only(plan.dtype)
-        self._pipeline.switch(plan, link, embedder, head, replay_singly=exact)
+        self._pipeline.switch(plan, link, embedder, head, ranges)

@@ -100,6 +100,10 @@ class Generator(Protocol):
     def max_context_tokens(self) -> int:
         """Prompt and output together."""
 
+    @property
+    def system_fingerprint(self) -> str:
+        """What computes now: another model, dtype or engine is another one. A seed is good for one of them."""
+
     def ready(self) -> bool:
         """Whether a whole pipeline answers."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from splitinfer.segment_runtime.channel import FrameLink, LinkError
 from splitinfer.segment_runtime.engine.port import LoadedHead
 from splitinfer.segment_runtime.entry.answers import Answers
 from splitinfer.segment_runtime.entry.embed import Embedder
+from splitinfer.segment_runtime.entry.fingerprint import fingerprint
 from splitinfer.segment_runtime.entry.flight import Flight
 from splitinfer.segment_runtime.entry.frames import TokensRefused, check_return, frame_of, release_frame
 from splitinfer.segment_runtime.entry.generate import (
@@ -86,6 +87,8 @@ class Pipeline:
         self._plan: Plan | None = None
         self._chain: Chain | None = None
         """None: no plan yet, or the chain is broken."""
+        self.system_fingerprint = ""
+        """Of the chain that serves, or served last; nothing is computed before the first."""
         self._paused = True
         self._wake = asyncio.Event()
         self._returned: asyncio.Queue[tuple[int, pb.Frame, float]] = asyncio.Queue()
@@ -187,12 +190,12 @@ class Pipeline:
         link: FrameLink,
         embedder: Embedder,
         head: LoadedHead,
-        *,
-        replay_singly: bool = False,
+        ranges: Sequence[pb.Identity],
     ) -> None:
         """Serve ``plan`` from now on; live sessions are replayed through it.
 
-        ``replay_singly``: their generated tokens one by one, because that gives them the bits they had.
+        ``ranges`` says what computes each hop. If one of them is exact, generated tokens are replayed one by one, because
+        that gives them the bits they had.
 
         Without an await: a loss of the new chain is reported either before (and seen by the coordinator) or
         after (and seen here), never in between.
@@ -202,13 +205,14 @@ class Pipeline:
         self._metrics.replayed_tokens.inc(replayed)
         self._plan = plan
         self._chain = Chain(plan, link, embedder, head)
+        self.system_fingerprint = fingerprint(plan, ranges, head.identity)
         self.flight.give_up()
         unfit = self._scheduler.reset(
             replace(
                 self._settings.scheduler,
                 kv_budget_tokens=plan.kv_budget_tokens,
                 max_in_flight=self._settings.micro_batches or len(plan.segments),
-                replay_singly=replay_singly,
+                replay_singly=any(identity.exact for identity in ranges),
             )
         )
         for session in unfit:

@@ -69,7 +69,7 @@ def run_import(args: argparse.Namespace) -> int:
                 last = now.stage
                 show(now)
 
-            store = _store(args)
+            store = _store(args, writing=True)
             model = import_model(args.source, name=args.name, store=store, progress=tell)
             drop_stale(store)
             seconds = time.monotonic() - began
@@ -106,7 +106,11 @@ def run_import(args: argparse.Namespace) -> int:
 
 def run_list(args: argparse.Namespace) -> int:
     """Print a line per model; a model that cannot be opened is named on stderr and makes it 2."""
-    store = _store(args)
+    try:
+        store = _store(args)
+    except StoreError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
     status = 0
     from splitinfer.segment_runtime.store.conversions import conversions
 
@@ -146,10 +150,11 @@ def size(count: int) -> str:
     return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
 
 
-def _store(args: argparse.Namespace) -> ModelStore:
+def _store(args: argparse.Namespace, *, writing: bool = False) -> ModelStore:
+    from splitinfer.segment_runtime.store.home import default_store
     from splitinfer.segment_runtime.store.reader import ModelStore
 
-    return ModelStore(args.store)
+    return ModelStore(args.store or default_store(writing=writing))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 StoreError                base: says which model, file and field, and the mend
 ├── ModelNotFound         no such model in the store
+├── BadHome               $SPLITINFER_HOME is no folder, or one that may not be used
 ├── BadName               a model name that cannot be a folder name
 ├── SourceNotFound        what to import does not exist
 ├── UnsupportedSource     an architecture, format or option that is refused by name, with the reason
@@ -21,6 +22,10 @@ class StoreError(Exception):
 
 class ModelNotFound(StoreError):
     """No such model in the store."""
+
+
+class BadHome(StoreError):
+    """``$SPLITINFER_HOME`` is no folder, or one that may not be used."""
 
 
 class BadName(StoreError):

@@ -167,16 +167,34 @@ def _chat_template(path: Path, tokenizer_config: Mapping[str, Any]) -> str | Non
     """``chat_template.jinja``, else that of tokenizer_config.json: a string, or a list whose ``default`` is taken."""
     data = _optional_bytes(path / "chat_template.jinja")
     if data is not None:
+        where = str(path / "chat_template.jinja")
         try:
-            return data.decode()
+            return checked_template(where, data.decode())
         except UnicodeDecodeError as error:
-            raise DamagedSource(f"{path / 'chat_template.jinja'}: not UTF-8: {error}") from error
+            raise DamagedSource(f"{where}: not UTF-8: {error}") from error
+    where = f"{path / 'tokenizer_config.json'}: chat_template"
     template = tokenizer_config.get("chat_template")
     if isinstance(template, list):
         named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
         template = named.get("default")
     if template is not None and not isinstance(template, str):
-        raise DamagedSource(f"{path / 'tokenizer_config.json'}: chat_template is not text")
+        raise DamagedSource(f"{where} is not text")
+    return None if template is None else checked_template(where, template)
+
+
+def checked_template(where: str, template: str) -> str:
+    """The template, if it is jinja: one that is not would be met by the first who serves the model.
+
+    Raises:
+        DamagedSource: with the line of the fault.
+    """
+    from splitinfer.segment_runtime.text.renderer import fault_of
+
+    fault = fault_of(template)
+    if fault is not None:
+        raise DamagedSource(
+            f"{where}: not a jinja template: {fault}; mend it, or remove it: the model then completes, and cannot chat"
+        )
     return template
 
 

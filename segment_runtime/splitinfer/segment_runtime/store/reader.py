@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from splitinfer.segment_runtime.store.architectures import Architecture, architecture_of
 from splitinfer.segment_runtime.store.errors import DamagedModel, ModelNotFound, ReplacedModel, StoreError
+from splitinfer.segment_runtime.store.home import default_store
 from splitinfer.segment_runtime.store.index import INDEX_FILE, FileIndex, ModelIndex
 from splitinfer.segment_runtime.store.publish import complete_folder, replaced_half_way
 from splitinfer.segment_runtime.store.safetensors_file import (
@@ -33,12 +34,6 @@ __all__ = [
     "default_store",
     "parse_safetensors",
 ]
-
-
-def default_store() -> Path:
-    """``$SPLITINFER_HOME/models``, by default ``~/.cache/splitinfer/models``."""
-    home = os.environ.get("SPLITINFER_HOME")
-    return (Path(home) if home else Path.home() / ".cache" / "splitinfer") / "models"
 
 
 class StoredModel:
@@ -182,6 +177,7 @@ class ModelStore:
     """A folder of model folders."""
 
     def __init__(self, root: Path | None = None) -> None:
+        """By default the user's store. Raises BadHome where there can be none."""
         self.root = root if root is not None else default_store()
 
     def names(self) -> list[str]:

@@ -1,39 +1,31 @@
-"""Chat templates, rendered as transformers renders them.
+"""Chat templates, rendered as transformers renders them, in a process of their own.
 
-A template is code from the model folder. It runs in jinja2's immutable sandbox, sees plain strings only, and
-has of the outside what transformers gives it: the date, and a way to refuse.
+A template is code from the model folder. It runs in jinja2's immutable sandbox, sees plain strings only, has of the
+outside what transformers gives it (the date, and a way to refuse), and may take what `renderer` says and no more.
 """
 
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import weakref
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any
 
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-from splitinfer.segment_runtime.text.errors import TemplateRefused, UnsupportedTokenizer
+from splitinfer.segment_runtime.text.errors import TemplateOverran, TemplateRefused, UnsupportedTokenizer
+from splitinfer.segment_runtime.text.renderer import PROCESSOR_SECONDS, fault_of
 
 Message = Mapping[str, str]
-
-
-class _Generation(Extension):
-    """``{% generation %}``: marks the assistant's part for training; rendered as its body."""
-
-    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it as an instance variable
-
-    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+_COMMAND = (sys.executable, "-P", "-m", "splitinfer.segment_runtime.text.renderer")
 
 
 class ChatTemplate:
-    """One compiled template."""
+    """One template. Its process starts with the first conversation if not before, and anew after one that took too much."""
 
     def __init__(
         self,
@@ -43,54 +35,119 @@ class ChatTemplate:
         eos_token: str,
         now: Callable[[], datetime] = datetime.now,
     ) -> None:
-        """Compile.
+        """Check that it is jinja.
 
         Raises:
-            UnsupportedTokenizer: the template is not valid jinja.
+            UnsupportedTokenizer: it is not.
         """
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = lambda form: now().strftime(form)
+        fault = fault_of(source)
+        if fault is not None:
+            raise UnsupportedTokenizer(
+                f"chat template: {fault}; mend it in the model's source, then import the model again"
+            )
+        self._source = source
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
-        try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
-            raise UnsupportedTokenizer(f"chat template: {error}; import the model again") from error
+        self._now = now
+        self._renderer = _Renderer()
+        # One thread, since there is one process; its own, since a template that takes long must hold up nothing else.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="chat-template")
+
+    def start(self) -> None:
+        """Start the process now and wait for nothing, so that the first conversation does not wait for it."""
+        self._thread.submit(self._renderer.start)
+
+    def submit(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> Future[str]:
+        """The prompt text of a conversation, special tokens written out, once it is this one's turn.
+
+        The future raises:
+            TemplateRefused: the template raised, or cannot be rendered with these messages.
+            TemplateOverran: it takes more than a template may.
+        """
+        asked = {
+            "source": self._source,
+            "now": self._now().isoformat(),
+            "variables": {
+                "messages": [dict(message) for message in messages],
+                "tools": None,
+                "documents": None,
+                "add_generation_prompt": add_generation_prompt,
+                **self._tokens,
+            },
+        }
+        return self._thread.submit(self._renderer.render, asked)
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
-        """The prompt text of a conversation, special tokens written out.
-
-        Raises:
-            TemplateRefused: the template raised, or cannot be rendered with these messages.
-        """
-        try:
-            return self._template.render(
-                messages=[dict(message) for message in messages],
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self._tokens,
-            )
-        # A template may fail in any way python can; here that is a statement about the messages.
-        except Exception as error:
-            raise TemplateRefused(f"the model's chat template refuses these messages: {error}") from error
+        """As `submit`, waiting for it."""
+        return self.submit(messages, add_generation_prompt=add_generation_prompt).result()
 
 
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """As transformers: the filter of jinja itself escapes HTML, which is no language of models."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+class _Renderer:
+    """The process, used by one thread."""
+
+    def __init__(self) -> None:
+        """Start nothing yet."""
+        self._process: subprocess.Popen[bytes] | None = None
+        self._end: Callable[[], object] = object
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """The process, started if there is none that lives."""
+        if self._process is not None and self._process.poll() is not None:
+            self._end()  # somebody else ended it (the system, short of memory): no fault of the next conversation
+            self._process = None
+        if self._process is None:
+            self._process = _start()
+            self._end = weakref.finalize(self, _end, self._process)
+        return self._process
+
+    def render(self, asked: Mapping[str, Any]) -> str:
+        """Raises TemplateRefused, TemplateOverran; RuntimeError if the process cannot be started."""
+        process = self.start()
+        told = _ask(process, f"{json.dumps(asked)}\n".encode())
+        answer: dict[str, str] = json.loads(told) if told.endswith(b"\n") else {}
+        if "text" in answer:
+            return answer["text"]
+        if "refused" in answer:
+            raise TemplateRefused(f"the model's chat template refuses these messages: {answer['refused']}")
+        # It has ended, or is not to be trusted any more: what the template took may not all have come back.
+        what = answer.get("overran") or _how_it_ended(process.wait())
+        self._end()
+        self._process = None
+        raise TemplateOverran(
+            f"the model's chat template needs {what} for these messages; shorten them, or use /v1/completions"
+        )
+
+
+def _start() -> subprocess.Popen[bytes]:
+    # Not its stderr: a traceback there could tell of the messages, and they are never logged.
+    return subprocess.Popen(
+        _COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
 
 
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
+def _ask(process: subprocess.Popen[bytes], line: bytes) -> bytes:
+    """The line it answers; of a process that ends, what it had written."""
+    assert process.stdin is not None, "started with pipes"
+    assert process.stdout is not None, "started with pipes"
+    try:
+        process.stdin.write(line)
+        process.stdin.flush()
+    except BrokenPipeError:
+        return b""
+    return process.stdout.readline()
+
+
+def _how_it_ended(status: int) -> str:
+    if status == -signal.SIGPROF:
+        return f"more than {PROCESSOR_SECONDS:g} s of processor time"
+    if status < 0:
+        return f"more than its process could give ({signal.Signals(-status).name})"
+    raise RuntimeError(f"{' '.join(_COMMAND)} ended with exit code {status}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        assert pipe is not None, "started with pipes"
+        with suppress(BrokenPipeError):  # of what it was sent last and never read
+            pipe.close()

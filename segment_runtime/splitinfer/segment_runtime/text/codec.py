@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
@@ -106,15 +107,28 @@ class TextCodec:
         """Whether there is a chat template."""
         return self._template is not None
 
-    def render_chat(self, messages: Sequence[Message]) -> str:
-        """The prompt of a conversation, ready for the assistant's turn.
+    def start_chat(self) -> None:
+        """Start what renders the template, if there is one, so that the first conversation does not wait for it."""
+        if self._template is not None:
+            self._template.start()
+
+    def submit_chat(self, messages: Sequence[Message]) -> Future[str]:
+        """The prompt of a conversation, ready for the assistant's turn, once the template's process has rendered it.
 
         Raises:
-            NoChatTemplate, TemplateRefused.
+            NoChatTemplate: at once; the future TemplateRefused or TemplateOverran.
         """
         if self._template is None:
             raise NoChatTemplate("the model has no chat template; use /v1/completions")
-        return self._template.render(messages)
+        return self._template.submit(messages)
+
+    def render_chat(self, messages: Sequence[Message]) -> str:
+        """As `submit_chat`, waiting for it.
+
+        Raises:
+            NoChatTemplate, TemplateRefused, TemplateOverran.
+        """
+        return self.submit_chat(messages).result()
 
     def _name(self, token: int | None) -> str:
         """A special token written out; transformers renders what is missing as nothing."""

@@ -3,7 +3,8 @@
 TextError                 base
 ├── UnsupportedTokenizer  a tokenizer that cannot be read, or whose decoder has no exact increments (by name)
 ├── NoChatTemplate        the model has no chat template: it cannot chat, only complete
-└── TemplateRefused       the template rejects these messages, in its own words
+├── TemplateRefused       the template rejects these messages, in its own words
+└── TemplateOverran       the template takes more time or memory than a template may
 """
 
 from __future__ import annotations
@@ -23,3 +24,7 @@ class NoChatTemplate(TextError):
 
 class TemplateRefused(TextError):
     """The template rejects these messages."""
+
+
+class TemplateOverran(TextError):
+    """The template takes more time or memory than a template may."""

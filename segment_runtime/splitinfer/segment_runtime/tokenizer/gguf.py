@@ -13,6 +13,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from splitinfer.segment_runtime.store.errors import DamagedSource, UnsupportedSource
+from splitinfer.segment_runtime.store.hf_folder import checked_template
 
 _CONTROL, _USER_DEFINED = 3, 4
 
@@ -70,6 +71,8 @@ def read_tokenizer(metadata: Mapping[str, Any]) -> GgufTokenizer:
     template = metadata.get("tokenizer.chat_template")
     if template is not None and not isinstance(template, str):
         raise DamagedSource("tokenizer.chat_template is not text")
+    if template is not None:
+        checked_template("tokenizer.chat_template", template)
     ends = (eos, _id(metadata, "eot", tokens), _id(metadata, "eom", tokens))
     return GgufTokenizer(
         json=tokenizer.to_str().encode(),
