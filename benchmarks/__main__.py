@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 
 from benchmarks import engine, quality, runtime
+from splitinfer.segment_runtime.engine.threads import usable_cpus
 
 
 def main() -> int:
@@ -25,7 +26,9 @@ def main() -> int:
         "--repeats", type=int, default=runtime.Sizes.repeats, help="turns of each measurement"
     )
     parser.add_argument(
-        "--threads", type=int, help=f"threads of every process; engines: 1, else {runtime.Sizes.threads}"
+        "--threads",
+        type=int,
+        help="threads of every process; runtime: the CPUs divided by the segments, engines: 1, else: the CPUs",
     )
     parser.add_argument(
         "--only",
@@ -42,7 +45,8 @@ def main() -> int:
     for option, least in (("repeats", args.repeats), ("threads", args.threads)):
         if least is not None and least < 1:
             parser.error(f"--{option}: must be at least 1, not {least}")
-    threads = args.threads or (1 if args.name == "engines" else runtime.Sizes.threads)
+    defaults = {"runtime": runtime.Sizes.threads, "engines": 1}
+    threads = args.threads or defaults.get(args.name, usable_cpus())
     sizes = replace(
         runtime.Sizes(), repeats=args.repeats, threads=threads, engine=args.engine, dtype=args.dtype
     )

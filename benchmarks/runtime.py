@@ -14,11 +14,13 @@ from typing import Any
 from benchmarks import wire
 from benchmarks.processes import Chain, Worker, chain
 from benchmarks.report import Row, Samples, table
+from splitinfer.segment_runtime.engine.threads import usable_cpus
 from splitinfer.segment_runtime.store.importer import import_model
 from splitinfer.segment_runtime.store.reader import StoredModel
 
 Note = Callable[[str], None]
 MIB = 1024 * 1024
+SEGMENTS = 3
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Sizes:
     """How much is measured."""
 
     repeats: int = 5
-    threads: int = 2
+    threads: int = max(1, usable_cpus() // SEGMENTS)
+    """Of every process, the reference too; what `splitinfer up` gives to hosts that share this machine."""
     engine: str = "onnx"
     """What `auto` takes on a CPU."""
     dtype: str = "float32"
@@ -57,7 +60,7 @@ def single_stream(model: StoredModel, reference: Worker, sizes: Sizes, note: Not
     eight: list[float] = []
     ttft_ours: list[float] = []
     ttft_theirs: list[float] = []
-    with chain(model, 3, sizes.threads, engine=sizes.engine, dtype=sizes.dtype) as served:
+    with chain(model, SEGMENTS, sizes.threads, engine=sizes.engine, dtype=sizes.dtype) as served:
         served.complete(prompt(sizes.prompt_tokens, 0), 8)  # warm
         served.complete(prompt(sizes.long_prompt_tokens, 0), 2)
         idle = [host.private_bytes() for host in served.hosts]

@@ -47,6 +47,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--engine", default="auto")
     p.add_argument("--device", default="cpu")
     p.add_argument("--threads", type=int, help="default: the CPUs this process may use")
+    p.add_argument(
+        "--cpu-share", type=int, metavar="N", help="one N-th of them, because N processes share them"
+    )
     return p
 
 
@@ -60,7 +63,7 @@ def _peer(text: str) -> tuple[str, str]:
 def probe_command(args: argparse.Namespace) -> Sequence[str]:
     """The probe of one block: a process of its own, because the profiler knows no engine."""
     options = {"--model": args.model, "--store": args.store, "--dtype": args.dtype, "--engine": args.engine,
-               "--device": args.device, "--threads": args.threads}  # fmt: skip
+               "--device": args.device, "--threads": args.threads, "--cpu-share": args.cpu_share}  # fmt: skip
     given = [part for name, value in options.items() if value is not None for part in (name, str(value))]
     return (sys.executable, "-P", "-m", PROBE_MODULE, *given)
 

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitinfer.optimizer.plan import activation_of
+from splitinfer.segment_runtime.cpu_options import add_thread_options, threads_of
 from splitinfer.segment_runtime.engine.factory import create_engine
 from splitinfer.segment_runtime.engine.port import Engine, EngineError, LoadedRange, SessionRows
 from splitinfer.segment_runtime.proto import runtime_pb2 as pb
@@ -203,7 +204,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--dtype", default="float32")
     p.add_argument("--engine", default="auto", help="auto, onnx or torch")
     p.add_argument("--device", default="cpu", help="cpu, or cuda[:N]")
-    p.add_argument("--threads", type=int, help="default: the CPUs this process may use")
+    add_thread_options(p)
     p.add_argument("--repeats", type=int, default=5)
     return p
 
@@ -214,7 +215,7 @@ def main() -> int:
     try:
         if args.repeats < 1:
             raise ValueError("--repeats: must be at least 1")
-        engine = create_engine(args.engine, args.device, args.threads)
+        engine = create_engine(args.engine, args.device, threads_of(args))
         model = ModelStore(args.store).open(args.model)
         found = measure(engine, model, args.dtype, args.repeats, time.perf_counter)
     except (ValueError, EngineError, StoreError) as error:

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from dataclasses import replace
 
 import pytest
 
@@ -292,3 +293,17 @@ def test_the_working_directory_is_not_on_the_path_of_the_processes(home: Home) -
     ):
         assert command[:3] == (sys.executable, "-P", "-m")
         assert command[-1] == "--exit-with-parent"
+
+
+def test_the_processes_of_one_machine_share_its_cpus(home: Home) -> None:
+    """Unless a number of threads is asked for, each node takes its part: what all take at once slows all of them."""
+    from splitinfer.operator.local.programs import RuntimeCommands
+    from tests.unit.operator.test_request import request_for
+
+    request = request_for(home.path / "models")
+    for asked, option in ((None, ("--cpu-share", str(len(request.nodes)))), (2, ("--threads", "2"))):
+        wanted = replace(request, threads=asked)
+        for command in (RuntimeCommands().host(wanted, "node-0"), RuntimeCommands().entry(wanted, 0)):
+            at = command.index(option[0])
+            assert tuple(command[at : at + 2]) == option
+            assert ("--threads" in command) is (asked is not None)

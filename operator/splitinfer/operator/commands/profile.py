@@ -30,7 +30,7 @@ def register(subparsers: Any) -> None:
     p.add_argument("--dtype", choices=["float32", "bfloat16", "float16", "int8", "int4"], default="float32")
     p.add_argument("--engine", choices=["auto", "onnx", "torch"], default="auto")
     p.add_argument("--device", default="cpu", type=device, metavar=DEVICE)
-    p.add_argument("--threads", type=int, metavar="T", help="default: the CPUs that a process may use")
+    p.add_argument("--threads", type=int, metavar="T", help="default: the usable CPUs, divided by the nodes")
     p.add_argument(
         "--nodes", type=int, default=DEFAULT_NODES, metavar="N", help="processes that stand for nodes"
     )
@@ -54,7 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("--threads", f"{arguments.threads}: at least 1")
     model = find_model(f"store://{arguments.model}", arguments.store or home() / "models", "--model")
     found = asyncio.run(
-        measure(model, arguments.dtype, arguments.engine, arguments.device, arguments.threads)
+        measure(
+            model, arguments.dtype, arguments.engine, arguments.device, arguments.threads, arguments.nodes
+        )
     )
     names = [f"node-{i}" for i in range(arguments.nodes)]
     taken = local_snapshot(found, model, arguments.dtype, names, time.time())

@@ -60,7 +60,7 @@ def register(subparsers: Any) -> None:
         "--threads",
         type=int,
         metavar="T",
-        help="threads of each host and of the entry (default: the CPUs that the process may use)",
+        help="threads of each host and of the entry (default: the usable CPUs, divided by the nodes)",
     )
     p.add_argument("--store", type=Path, metavar="DIR", help="model store (default $SPLITINFER_HOME/models)")
     p.add_argument("--prompt", metavar="TEXT", help="ask this once the pipeline serves, and print the answer")

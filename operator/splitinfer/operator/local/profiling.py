@@ -30,16 +30,18 @@ FAR = "far"
 
 
 async def measure(
-    model: ModelFacts, dtype: DTypeName, engine: str, device: str, threads: int | None
+    model: ModelFacts, dtype: DTypeName, engine: str, device: str, threads: int | None, nodes: int
 ) -> AgentReport:
     """What the agent says of this machine, with a link between two of its processes.
+
+    Without ``threads``, with those that `up` gives to each of so many ``nodes``.
 
     Raises:
         CommandFailed: an agent ended, with its own words.
     """
     options = ["--node", "near", "--once", "--model", model.name, "--store", str(model.root)]
     options += ["--dtype", dtype, "--engine", engine, "--device", device]
-    options += [] if threads is None else ["--threads", str(threads)]
+    options += ["--cpu-share", str(nodes)] if threads is None else ["--threads", str(threads)]
     async with _far_end() as address:
         line = await _said((*AGENT, *options, "--peer", f"{FAR}={address}"))
     try:
@@ -88,7 +90,7 @@ def local_snapshot(
 ) -> CapacitySnapshot:
     """The snapshot of ``nodes`` that all are processes of the machine that was measured.
 
-    They are measured one at a time, so each has the speeds of the whole machine; the memory is divided. All are trusted:
+    They are measured one at a time, each with its share of the CPUs; the memory is divided. All are trusted:
     whoever owns the machine sees every one of them.
     """
     # The FLOPs of a block as the probe ran it: a chunk of so many tokens, each looking at half of them on average.

@@ -24,7 +24,10 @@ class Commands(Protocol):
 
 
 def _threads(request: Request) -> Sequence[str]:
-    return () if request.threads is None else ("--threads", str(request.threads))
+    # The hosts share one machine. The entry's head is a stage of the chain like theirs.
+    if request.threads is None:
+        return ("--cpu-share", str(len(request.nodes)))
+    return ("--threads", str(request.threads))
 
 
 class RuntimeCommands:

@@ -72,7 +72,7 @@ class Request:
         engine: engine of the entry, and of every host that `node_engines` does not name.
         node_engines: engines of single hosts.
         device: device of every host.
-        threads: threads of every host and of the entry; None: each takes the CPUs that it may use.
+        threads: threads of every host and of the entry; None: the usable CPUs, divided by the nodes.
         memory_limit_bytes: what one host may take; None for no limit.
     """
 

@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 from splitinfer.segment_runtime.api.app import create_app
 from splitinfer.segment_runtime.api.server import Endpoint, EndpointUnavailable, start
 from splitinfer.segment_runtime.channel import SERVER_OPTIONS
+from splitinfer.segment_runtime.cpu_options import add_thread_options, threads_of
 from splitinfer.segment_runtime.engine.factory import create_engine
 from splitinfer.segment_runtime.engine.port import EngineError
 from splitinfer.segment_runtime.entry.control import control_app
@@ -63,9 +64,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--engine", default="auto", help="engine of the head: auto, onnx or torch")
     p.add_argument("--device", default="cpu", help="cpu, or cuda[:N]")
-    p.add_argument(
-        "--threads", type=int, help="compute threads of the head; default: the CPUs this process may use"
-    )
+    add_thread_options(p)
     p.add_argument("--micro-batches", type=int, default=0, help="micro-batches in flight; 0: one per segment")
     p.add_argument(
         "--max-sessions", type=int, default=DEFAULTS.max_sessions, help="sessions in one micro-batch"
@@ -137,7 +136,7 @@ async def serve(args: argparse.Namespace) -> int:
     """Run until SIGTERM, then let requests finish within the grace."""
     settings = settings_of(args)
     model = ModelStore(args.store).open(args.model)
-    engine = create_engine(args.engine, args.device, args.threads)
+    engine = create_engine(args.engine, args.device, threads_of(args))
     registry = CollectorRegistry()
     metrics = PipelineMetrics(registry)
     pipeline = Pipeline(

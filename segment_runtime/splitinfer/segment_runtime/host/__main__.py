@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from splitinfer.segment_runtime.channel import SERVER_OPTIONS
 from splitinfer.segment_runtime.compute import ComputeThread
+from splitinfer.segment_runtime.cpu_options import add_thread_options, threads_of
 from splitinfer.segment_runtime.engine.factory import create_engine
 from splitinfer.segment_runtime.engine.port import EngineError
 from splitinfer.segment_runtime.host.metrics import HostMetrics
@@ -54,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--store", type=Path, help="folder of the model store")
     p.add_argument("--engine", default="auto", help="auto, onnx or torch")
     p.add_argument("--device", default="cpu", help="cpu, or cuda[:N]")
-    p.add_argument("--threads", type=int, help="compute threads; default: the CPUs this process may use")
+    add_thread_options(p)
     p.add_argument("--memory-limit-bytes", type=int, default=0, help="weights and KV together; 0: no limit")
     p.add_argument(
         "--grace-seconds", type=float, default=20.0, help="how long SIGTERM waits for the entry to move away"
@@ -84,7 +85,7 @@ async def serve(args: argparse.Namespace) -> int:
         raise ValueError(
             f"--metrics-port: {args.metrics_port} cannot be bound ({error.strerror}); choose a free port, or 0"
         ) from error
-    engine = create_engine(args.engine, args.device, args.threads)
+    engine = create_engine(args.engine, args.device, threads_of(args))
     compute = ComputeThread("compute")
     loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
     ranges = HostRanges(engine, ModelStore(args.store), args.node, args.memory_limit_bytes)
