@@ -10,6 +10,9 @@ deaf        ignores SIGTERM and the end of standard input's line
 refuse      (entry) answers every plan with 400
 slow        (entry) stays "preparing"
 silent      never says that it listens
+there       (convert) finds the conversion made
+not-kept    (convert) cannot write it
+stuck       (convert) does not get further than half
 """
 
 from __future__ import annotations
@@ -113,6 +116,24 @@ def serve(address: str, entry: Entry) -> str:
     return f"{host}:{server.server_port}"
 
 
+def convert(what: str) -> int:
+    """Say what a conversion of 4 MiB says."""
+    if what == "there":
+        print(json.dumps({"event": "there"}), flush=True)
+        return 0
+    for done in (0, 2):
+        told = {"event": "converting", "unit": "block-000", "done_bytes": done << 20, "total_bytes": 4 << 20}
+        print(json.dumps(told), flush=True)
+    if what == "stuck":
+        while sys.stdin.buffer.read(1):
+            pass
+    elif what == "not-kept":
+        print(json.dumps({"event": "not kept", "reason": "Read-only file system"}), flush=True)
+    else:
+        print(json.dumps({"event": "converted", "exact": 3, "total": 7}), flush=True)
+    return 0
+
+
 def main(role: str, name: str, listen: str) -> int:
     """Be a host or an entry until standard input ends."""
     Path(os.environ["FAKE_PIDS"], f"{name}.{os.getpid()}").touch()
@@ -124,6 +145,8 @@ def main(role: str, name: str, listen: str) -> int:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     else:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    if role == "convert":
+        return convert(what)
     if role == "host":
         held = socket.create_server(("127.0.0.1", 0))
         said = {"grpc": f"127.0.0.1:{held.getsockname()[1]}", "node": name}

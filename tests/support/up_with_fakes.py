@@ -25,6 +25,10 @@ class FakeCommands:
         """A fake entry."""
         return (sys.executable, "-I", "-S", FAKE, "entry", "entry", f"127.0.0.1:{port}")
 
+    def convert(self, request: Request) -> Sequence[str]:
+        """A fake conversion."""
+        return (sys.executable, "-I", "-S", FAKE, "convert", "convert", request.plan.dtype)
+
 
 if __name__ == "__main__":
     vars(pipeline)["RuntimeCommands"] = FakeCommands

@@ -12,13 +12,14 @@ import errno
 import os
 import shutil
 import socket
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from splitinfer.operator.errors import CommandFailed, UserError
+from splitinfer.operator.local.converting import convert_ahead
 from splitinfer.operator.local.decide import ENTRY
 from splitinfer.operator.local.lifetime import Stop, ask_on_signals, ask_when_orphaned
 from splitinfer.operator.local.models import home
@@ -100,7 +101,13 @@ async def serve(
     ask_on_signals(stop)
     screen.plan(request)
     recorder.begin(supervisor)
-    async with _supervised(supervisor, stop, settings.grace_seconds, parent, screen) as supervision:
+
+    async def work() -> None:
+        if request.converts:
+            await convert_ahead(commands.convert(request), logs, request.plan.dtype, screen)
+        await supervisor.run()
+
+    async with _supervised(work(), supervisor, stop, settings.grace_seconds, parent, screen) as supervision:
         try:
             with screen:
                 await _first_of(supervision, stop.wait(), supervisor.serving.wait())
@@ -126,10 +133,15 @@ async def serve(
 
 @contextlib.asynccontextmanager
 async def _supervised(
-    supervisor: Supervisor, stop: Stop, grace_seconds: float, parent: int, screen: Screen
+    work: Coroutine[None, None, None],
+    supervisor: Supervisor,
+    stop: Stop,
+    grace_seconds: float,
+    parent: int,
+    screen: Screen,
 ) -> AsyncIterator[asyncio.Task[None]]:
     """The supervisor at work; every process is gone at the end, however it comes."""
-    supervision = asyncio.create_task(supervisor.run())
+    supervision = asyncio.create_task(work)
     orphaned = asyncio.create_task(ask_when_orphaned(stop, parent))
     try:
         yield supervision

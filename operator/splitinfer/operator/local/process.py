@@ -19,19 +19,25 @@ from typing import Any
 
 MAX_LINE = 1 << 16
 
+Heard = Callable[[Mapping[str, Any]], None]
+"""Is given each line of a child's output that is a JSON object with an event."""
+
 
 class Child:
     """A running child. `exit_code` is None while it runs."""
 
-    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, log: Path, heard: Heard) -> None:
         self._process = process
+        self._heard = heard
         self.log = log
         self.listening: Mapping[str, Any] | None = None
         self._watch: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, command: Sequence[str], log: Path, changed: Callable[[], None]) -> Child:
-        """Start ``command``; ``changed`` is called when it listens and when it has left.
+    async def start(
+        cls, command: Sequence[str], log: Path, changed: Callable[[], None], heard: Heard = lambda _: None
+    ) -> Child:
+        """Start ``command``; ``changed`` is called when it listens and when it has left, ``heard`` by what it says.
 
         Raises:
             OSError: the program cannot be started.
@@ -46,7 +52,7 @@ class Child:
                 process_group=0,
                 limit=MAX_LINE,
             )
-        child = cls(process, log)
+        child = cls(process, log, heard)
         child._watch = asyncio.create_task(child._observe(changed))
         return child
 
@@ -70,7 +76,10 @@ class Child:
                 continue  # a line longer than any of ours; what is left of it is read on
             if not line:
                 break
-            if self.listening is None and (said := _listening(line)) is not None:
+            if (said := _said(line)) is None:
+                continue
+            self._heard(said)
+            if self.listening is None and said["event"] == "listening":
                 self.listening = said
                 changed()
         await self._process.wait()
@@ -113,12 +122,12 @@ class Child:
         return [_message(line) for line in text.splitlines() if line.strip()][-lines:]
 
 
-def _listening(line: bytes) -> Mapping[str, Any] | None:
+def _said(line: bytes) -> Mapping[str, Any] | None:
     try:
         said = json.loads(line)
     except ValueError:
         return None
-    return said if isinstance(said, dict) and said.get("event") == "listening" else None
+    return said if isinstance(said, dict) and "event" in said else None
 
 
 def _message(line: str) -> str:

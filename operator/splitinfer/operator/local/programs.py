@@ -22,6 +22,9 @@ class Commands(Protocol):
     def entry(self, request: Request, port: int) -> Sequence[str]:
         """Command of the entry, its endpoint on ``port``."""
 
+    def convert(self, request: Request) -> Sequence[str]:
+        """Command that converts the model to the plan's dtype and ends."""
+
 
 def _threads(request: Request) -> Sequence[str]:
     # The hosts share one machine. The entry's head is a stage of the chain like theirs.
@@ -66,6 +69,16 @@ class RuntimeCommands:
             *("--device", request.device),
             *_threads(request),
             *("--grace-seconds", str(DRAIN_SECONDS)),
+            "--exit-with-parent",
+        )
+
+    def convert(self, request: Request) -> Sequence[str]:
+        """A conversion of the stored model."""
+        return (
+            *self._module("splitinfer.segment_runtime.convert"),
+            *("--store", str(request.model.root)),
+            *("--model", request.model.name),
+            *("--dtype", request.plan.dtype),
             "--exit-with-parent",
         )
 

@@ -89,6 +89,11 @@ class Request:
         """Engine of one host."""
         return self.node_engines.get(node, self.engine)
 
+    @property
+    def converts(self) -> bool:
+        """Whether what the processes load is a conversion of the stored weights."""
+        return self.plan.dtype in FEW_BITS
+
     def node_bytes(self, node: str) -> tuple[int, int]:
         """``(weights, KV budget)`` in bytes that the plan puts on a node."""
         segments = [segment for _, segment in self.plan.ranges_of(node)]

@@ -26,7 +26,7 @@ class Screen:
         self.console = console
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._shown_percent = -1
+        self._shown = ("", -1)
         self._last_error: str | None = None
         self._epoch: int | None = None
         self._open = False
@@ -73,18 +73,19 @@ class Screen:
                 self.note(f"entry: serving, epoch {status.epoch}")
             self._epoch = status.epoch
         if status.state == "preparing" and self._open:
-            self._loading(status.progress.loaded_bytes, status.progress.total_bytes)
+            self.progress("loading blocks", status.progress.loaded_bytes, status.progress.total_bytes)
 
-    def _loading(self, loaded: int, total: int) -> None:
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Move the bar of what is under way, in bytes; without a terminal, a line for each step."""
         if total <= 0:
             return
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, description="loading blocks", completed=loaded, total=total)
+            self._bar.update(self._task, description=what, completed=done, total=total)
             return
-        percent = 100 * loaded // total // STEP_PERCENT * STEP_PERCENT
-        if percent != self._shown_percent:
-            self._shown_percent = percent
-            self.note(f"loading blocks: {format_bytes(loaded)} of {format_bytes(total)}")
+        step = (what, 100 * done // total // STEP_PERCENT)
+        if step != self._shown:
+            self._shown = step
+            self.note(f"{what}: {format_bytes(done)} of {format_bytes(total)}")
 
     def plan(self, request: Request) -> None:
         """The plan as a table: node, blocks, bytes."""
