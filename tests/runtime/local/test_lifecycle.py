@@ -10,9 +10,7 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import urllib.request
-from dataclasses import replace
 
 import pytest
 
@@ -280,30 +278,3 @@ def test_a_port_in_use_is_refused_before_anything_starts(home: Home) -> None:
     assert done.returncode == 2
     assert done.stderr == f"error: --port: {port} is in use; choose another, or 0 for any free one\n"
     assert home.pids() == []
-
-
-def test_the_working_directory_is_not_on_the_path_of_the_processes(home: Home) -> None:
-    """The real commands run with -P: a file named like a library, where `up` is called, is not imported."""
-    from splitinfer.operator.local.programs import RuntimeCommands
-    from tests.unit.operator.test_request import request_for
-
-    for command in (
-        RuntimeCommands().host(request_for(home.path / "models"), "node-0"),
-        RuntimeCommands().entry(request_for(home.path / "models"), 0),
-    ):
-        assert command[:3] == (sys.executable, "-P", "-m")
-        assert command[-1] == "--exit-with-parent"
-
-
-def test_the_processes_of_one_machine_share_its_cpus(home: Home) -> None:
-    """Unless a number of threads is asked for, each node takes its part: what all take at once slows all of them."""
-    from splitinfer.operator.local.programs import RuntimeCommands
-    from tests.unit.operator.test_request import request_for
-
-    request = request_for(home.path / "models")
-    for asked, option in ((None, ("--cpu-share", str(len(request.nodes)))), (2, ("--threads", "2"))):
-        wanted = replace(request, threads=asked)
-        for command in (RuntimeCommands().host(wanted, "node-0"), RuntimeCommands().entry(wanted, 0)):
-            at = command.index(option[0])
-            assert tuple(command[at : at + 2]) == option
-            assert ("--threads" in command) is (asked is not None)

@@ -7,7 +7,7 @@ number of cancels, failed steps and changes of plan shows as a wrong cache, not 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import hypothesis.strategies as st
 from hypothesis import note, settings
@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from splitinfer.segment_runtime.entry.scheduler import QueueFull, Scheduler
 from splitinfer.segment_runtime.entry.sessions import Limits, MicroBatch, Session
+from tests.support.fake_host import FakeHost
 
 CONTEXT = 24
 
@@ -34,31 +35,6 @@ limits = st.builds(
 def token_of(session: int, index: int) -> int:
     """What the fake model says after ``index`` tokens: anything, but always the same."""
     return (session * 7919 + index * 104729) % 1000
-
-
-@dataclass
-class FakeHost:
-    """KV as token lists; what a frame may not do is an assertion."""
-
-    budget: int
-    caches: dict[int, list[int]] = field(default_factory=dict)
-    capacities: dict[int, int] = field(default_factory=dict)
-
-    def take(self, batch: MicroBatch) -> bool:
-        """Apply a frame as a host does: releases first, then rows. False: it was refused, and nothing of it done."""
-        held = {session: cache for session, cache in self.caches.items() if session not in batch.released}
-        if any(len(held.get(piece.session, ())) != piece.position for piece in batch.slices):
-            return False
-        for session in batch.released:
-            self.caches.pop(session, None)
-            self.capacities.pop(session, None)
-        for piece in batch.slices:
-            cache = self.caches.setdefault(piece.session, [])
-            assert self.capacities.setdefault(piece.session, piece.capacity) == piece.capacity
-            cache.extend(piece.tokens)
-            assert len(cache) <= piece.capacity
-        assert sum(self.capacities.values()) <= self.budget, "KV reservations pass the budget"
-        return True
 
 
 class SchedulerMachine(RuleBasedStateMachine):
