@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import cast
 
@@ -104,12 +105,13 @@ def answer(frame: pb.Frame, token: int, hops: int = 2, timings: Sequence[pb.HopT
 class HandChain:
     """A pipeline, and the test's end of whatever chain it was switched to last."""
 
-    def __init__(self, clock: Callable[[], float] | None = None) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.perf_counter, settings: Settings | None = None
+    ) -> None:
         self.registry = CollectorRegistry()
         self.metrics = PipelineMetrics(self.registry)
-        settings = Settings(Limits(kv_budget_tokens=1))
-        timed = {} if clock is None else {"clock": clock}
-        self.pipeline = Pipeline("m", WIDTH, CONTEXT, settings, self.metrics, **timed)
+        settings = settings or Settings(Limits(kv_budget_tokens=1))
+        self.pipeline = Pipeline("m", WIDTH, CONTEXT, settings, self.metrics, clock)
         self.head = HandHead()
         self.link = HandLink()
         self.breaks: list[str] = []
@@ -132,9 +134,11 @@ class HandChain:
 
 
 @contextlib.asynccontextmanager
-async def hand_chain(clock: Callable[[], float] | None = None) -> AsyncIterator[HandChain]:
+async def hand_chain(
+    clock: Callable[[], float] = time.perf_counter, settings: Settings | None = None
+) -> AsyncIterator[HandChain]:
     """A pipeline that runs; a task of it that failed fails the test."""
-    chain = HandChain(clock)
+    chain = HandChain(clock, settings)
     task = asyncio.create_task(chain.pipeline.run())
     try:
         yield chain
