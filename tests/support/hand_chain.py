@@ -71,8 +71,12 @@ class HandLink:
 class HandEmbedder:
     """Every token a row of itself."""
 
+    def __init__(self) -> None:
+        self.on_call: Callable[[], None] = lambda: None
+
     def embed(self, tokens: Sequence[int], position: int) -> NDArray[np.float32]:
         """``[tokens, WIDTH]``."""
+        self.on_call()
         return np.repeat(np.asarray(tokens, np.float32).reshape(-1, 1), WIDTH, axis=1)
 
 
@@ -83,11 +87,13 @@ class HandHead:
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
+        self.on_call: Callable[[], None] = lambda: None
 
     def logits(self, hidden: Array) -> NDArray[np.float32]:
         """One-hot."""
         self.entered.set()
         assert self.gate.wait(PATIENCE_SECONDS)
+        self.on_call()
         logits = np.zeros((len(hidden), VOCAB), np.float32)
         logits[np.arange(len(hidden)), np.asarray(hidden)[:, 0].astype(int)] = 1
         return logits
@@ -113,6 +119,7 @@ class HandChain:
         settings = settings or Settings(Limits(kv_budget_tokens=1))
         self.pipeline = Pipeline("m", WIDTH, CONTEXT, settings, self.metrics, clock)
         self.head = HandHead()
+        self.embedder = HandEmbedder()
         self.link = HandLink()
         self.breaks: list[str] = []
         self.pipeline.on_broken = self.breaks.append
@@ -123,10 +130,14 @@ class HandChain:
         self.pipeline.switch(
             plan(epoch),
             cast("FrameLink", self.link),
-            cast("Embedder", HandEmbedder()),
+            cast("Embedder", self.embedder),
             cast("LoadedHead", self.head),
         )
         return self.link
+
+    async def in_head(self) -> None:
+        """Wait until the head has a step, which it keeps while its gate is closed."""
+        assert await asyncio.to_thread(self.head.entered.wait, PATIENCE_SECONDS)
 
     def submit(self, tokens: int, prompt: Sequence[int] = (1, 2, 3)) -> TokenStream:
         """A greedy request."""

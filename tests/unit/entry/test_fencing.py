@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from splitinfer.segment_runtime.proto import runtime_pb2 as pb
@@ -108,7 +106,7 @@ async def test_a_frame_that_came_before_the_change_counts_no_more_after_it() -> 
         old = await chain.link.frame()
         chain.head.gate.clear()
         chain.pipeline.on_frame(1, answer(old, 5))
-        assert await asyncio.to_thread(chain.head.entered.wait, 30)
+        await chain.in_head()
         link = chain.switch(2)
         new = await link.frame()
         chain.head.gate.set()
