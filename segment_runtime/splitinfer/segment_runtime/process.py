@@ -85,11 +85,12 @@ def announce(**fields: object) -> None:
     print(json.dumps({"event": "listening", "pid": os.getpid(), **fields}), flush=True)
 
 
-def parse_address(text: str, field: str) -> tuple[str, int]:
+def parse_address(text: str, field: str, *, to_bind: bool = True) -> tuple[str, int]:
     """``host:port`` -> (host, port); an IPv6 host keeps its brackets. Raises ValueError that names the field."""
     host, separator, port = text.rpartition(":")
     if not separator or not port.isdigit() or int(port) > 65535:
-        raise ValueError(f"{field}: {text!r} is not host:port (port 0 takes a free one)")
+        hint = " (port 0 takes a free one)" if to_bind else ""
+        raise ValueError(f"{field}: {text!r} is not host:port{hint}")
     if ":" in host and not (host.startswith("[") and host.endswith("]")):
         raise ValueError(f"{field}: {text!r}: an IPv6 address stands in brackets, as in [::1]:{port}")
     return host or "0.0.0.0", int(port)

@@ -75,6 +75,22 @@ async def test_times_are_the_pipelines(api: Served) -> None:
     assert api.metric("splitinfer_entry_prompt_tokens_total") == len(api.codec.encode("x"))
 
 
+async def test_the_time_between_two_tokens_is_told_per_token(api: Served) -> None:
+    """A first token at once, the second half a second after it, and the third at once again: 0.5 s over two tokens."""
+    api.generator.script = lambda _: [5, 6, 7]
+    api.generator.pause_after = 1
+    answer = asyncio.create_task(api.post("completions", {"model": "tiny", "prompt": "x", "max_tokens": 3}))
+    async with asyncio.timeout(5):
+        await api.generator.admitted()
+        await api.generator.streams[0].waiting.wait()
+    api.clock.now += 0.5
+    api.generator.gate.set()
+    assert (await answer).status_code == 200
+    assert api.metric("splitinfer_entry_ttft_seconds_sum") == 0
+    assert api.metric("splitinfer_entry_tpot_seconds_count") == 2
+    assert api.metric("splitinfer_entry_tpot_seconds_sum") == pytest.approx(0.5)
+
+
 async def test_the_exposition_shows_the_registry(api: Served) -> None:
     """Prometheus' text format by default, OpenMetrics where it is accepted."""
     await api.post("chat/completions", CHAT)

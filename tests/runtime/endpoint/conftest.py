@@ -36,16 +36,21 @@ class Endpoint:
         """What the entry says of itself."""
         return dict(httpx.get(f"{self.control}/control/status").json())
 
-    def change(self, segments: tuple[Segment, ...]) -> int:
-        """Post a plan under the next epoch, wait until it serves, and give its epoch."""
+    def put(self, segments: tuple[Segment, ...], concurrency: int = 8) -> int:
+        """Post a plan under the next epoch, and give that."""
         epoch = (self.status()["epoch"] or 0) + 1
-        plan = plan_for(self.model, segments, epoch=epoch, context=512)
+        plan = plan_for(self.model, segments, epoch=epoch, context=512, concurrency=concurrency)
         body = {
             "plan": plan.model_dump(mode="json"),
             "hosts": {node: host.address for node, host in self.hosts.items()},
         }
         reply = httpx.put(f"{self.control}/control/plan", json=body)
         assert reply.status_code == 202, reply.text
+        return epoch
+
+    def change(self, segments: tuple[Segment, ...], concurrency: int = 8) -> int:
+        """Post a plan under the next epoch, wait until it serves, and give its epoch."""
+        epoch = self.put(segments, concurrency)
 
         def serves() -> bool:
             status = self.status()

@@ -7,7 +7,8 @@ import contextlib
 import json
 import socket
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import httpx
 import openai
@@ -143,15 +144,37 @@ def test_a_plan_that_changes_under_a_stream_changes_no_token(
     assert expected == "".join(parts)
 
 
+TRIES = 5
+
+
+def freed_within_a_second(endpoint: Endpoint, come_and_go: Callable[[], float]) -> None:
+    """``come_and_go`` leaves KV of a request behind and gives the moment it went; a second later no host holds any.
+
+    The whole way is measured: from before the connection is closed until the entry has asked every host and each
+    said that it holds nothing. The best of a few tries is held against the second, because a machine that does other
+    things, or stops a process for a while, only ever adds to it. What waits by itself, for a timer or for the end of a
+    step that nobody wants, waits in every try. And every try must come to its end.
+    """
+    took: list[float] = []
+    while not took or (min(took) >= 1.0 and len(took) < TRIES):
+        went = come_and_go()
+        until(lambda: endpoint.sessions_on_hosts() == 0, seconds=60, what="the KV to be freed")
+        took.append(time.monotonic() - went)
+    assert min(took) < 1.0, took
+
+
 def test_a_client_that_goes_away_frees_its_cache_within_a_second(endpoint: Endpoint) -> None:
-    """The connection is dropped in the middle of a stream: no host holds KV of it a second later."""
+    """The connection is dropped in the middle of a stream: no host holds KV of it a second later, at the best of tries."""
     body = {"model": "smollm2", "prompt": PROMPTS[0], "max_tokens": 400, "temperature": 0, "stream": True}
-    with httpx.stream("POST", f"{endpoint.url}/v1/completions", json=body, timeout=60) as response:
-        lines = response.iter_lines()
-        next(lines)
-        assert endpoint.sessions_on_hosts() > 0
-    took = until(lambda: endpoint.sessions_on_hosts() == 0, seconds=10, what="the KV to be freed")
-    assert took < 1.0
+
+    def come_and_go() -> float:
+        with httpx.stream("POST", f"{endpoint.url}/v1/completions", json=body, timeout=60) as response:
+            lines = response.iter_lines()
+            next(lines)
+            assert endpoint.sessions_on_hosts() > 0
+            return time.monotonic()
+
+    freed_within_a_second(endpoint, come_and_go)
     assert endpoint.status()["sessions"] == {"running": 0, "waiting": 0}
 
 
@@ -164,16 +187,24 @@ def given_up(endpoint: Endpoint) -> float:
     return float(counts[0].split()[-1]) if counts else 0.0
 
 
-def test_a_client_that_leaves_while_its_prompt_is_computed_frees_its_cache_too(endpoint: Endpoint) -> None:
-    """The release would wait for a chunk that takes seconds: the hosts end it, and serve the next request."""
+def test_a_client_that_leaves_while_its_prompt_is_computed_frees_its_cache_within_a_second_too(
+    endpoint: Endpoint,
+) -> None:
+    """A release would wait for a chunk that takes seconds: the hosts end it, within a second at the best of tries."""
     body = {"model": "smollm2", "prompt": [500] * 500, "max_tokens": 8, "temperature": 0}
     url, before = httpx.URL(endpoint.url), given_up(endpoint)
-    with contextlib.closing(socket.create_connection((url.host, url.port))) as connection:
-        data = json.dumps(body).encode()
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
-        connection.sendall(f"{head}\r\n\r\n".encode() + data)
-        until(lambda: endpoint.sessions_on_hosts() > 0, seconds=20, what="a host to begin with the prompt")
-    until(lambda: endpoint.sessions_on_hosts() == 0, seconds=20, what="the KV to be freed")
+
+    def come_and_go() -> float:
+        with contextlib.closing(socket.create_connection((url.host, url.port))) as connection:
+            data = json.dumps(body).encode()
+            head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
+            connection.sendall(f"{head}\r\n\r\n".encode() + data)
+            until(
+                lambda: endpoint.sessions_on_hosts() > 0, seconds=20, what="a host to begin with the prompt"
+            )
+            return time.monotonic()
+
+    freed_within_a_second(endpoint, come_and_go)
     # The host frees first and says so afterwards.
     until(lambda: given_up(endpoint) > before, seconds=20, what="the step to be given up")
     again = httpx.post(f"{endpoint.url}/v1/completions", json=body | {"prompt": [500] * 5}, timeout=60)

@@ -34,19 +34,30 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
 
 
 @contextlib.contextmanager
-def serving(host: HostProcess, logs: Path, *options: str) -> Iterator[tuple[Entry, Endpoint]]:
-    """An entry process that serves all blocks over one host."""
+def empty(host: HostProcess, logs: Path, *options: str) -> Iterator[tuple[Entry, Endpoint]]:
+    """An entry process without a plan, and a host that may serve one."""
     model = smollm2_stored()
     process = start_entry(model.path.parent, model.name, logs, *options)
-    assert process.stdout is not None
-    said = json.loads(process.stdout.readline())
-    endpoint = Endpoint(f"http://{said['http']}", f"http://{said['control']}", {"node-0": host}, model)
     try:
-        endpoint.change(cut(model, [], ["node-0"]))
-        yield process, endpoint
+        assert process.stdout is not None
+        said = json.loads(process.stdout.readline())
+        yield (
+            process,
+            Endpoint(f"http://{said['http']}", f"http://{said['control']}", {"node-0": host}, model),
+        )
     finally:
         process.kill()
         process.wait()
+
+
+@contextlib.contextmanager
+def serving(
+    host: HostProcess, logs: Path, *options: str, concurrency: int = 8
+) -> Iterator[tuple[Entry, Endpoint]]:
+    """An entry process that serves all blocks over one host."""
+    with empty(host, logs, *options) as (process, endpoint):
+        endpoint.change(cut(endpoint.model, [], ["node-0"]), concurrency)
+        yield process, endpoint
 
 
 class Client(threading.Thread):
@@ -62,7 +73,10 @@ class Client(threading.Thread):
     def run(self) -> None:
         """Every data line of the stream."""
         body = {**self.body, "stream": True, "temperature": 0, "stream_options": {"include_usage": True}}
-        with httpx.stream("POST", self.url, json=body, timeout=60) as reply:
+        with (
+            contextlib.suppress(httpx.TransportError),  # the test has ended the entry
+            httpx.stream("POST", self.url, json=body, timeout=60) as reply,
+        ):
             self.events.extend(line[6:] for line in reply.iter_lines() if line.startswith("data: "))
 
 
@@ -99,6 +113,32 @@ def test_what_outlives_the_grace_ends_with_an_error_that_says_so(host: HostProce
         running.join(5)
         (error,) = (json.loads(event)["error"] for event in running.events if '"error"' in event)
         assert "shut down before the request was finished" in error["message"]
+
+
+def test_the_hosts_push_to_where_advertise_says(host: HostProcess, tmp_path: Path) -> None:
+    """Nobody listens there: the plan fails, and the reason names that address and not the one of --data."""
+    with empty(host, tmp_path, "--advertise", "127.0.0.1:1") as (_, endpoint):
+        endpoint.put(cut(endpoint.model, [], ["node-0"]))
+        until(lambda: endpoint.status()["last_error"] is not None, seconds=60, what="the plan to fail")
+        assert "hop 1 at 127.0.0.1:1: " in endpoint.status()["last_error"]
+
+
+def test_no_more_requests_wait_than_max_waiting_says(host: HostProcess, tmp_path: Path) -> None:
+    """One runs and fills the budget, one waits, and the third is a 429 that counts both."""
+    with serving(host, tmp_path, "--max-waiting", "1", concurrency=1) as (_, endpoint):
+        running = Client(endpoint, 500)
+        until(lambda: bool(running.events), seconds=30, what="the stream to run")
+        waiting = Client(endpoint, 500)
+        until(
+            lambda: endpoint.status()["sessions"] == {"running": 1, "waiting": 1},
+            seconds=30,
+            what="a queue",
+        )
+        refused = httpx.post(f"{endpoint.url}/v1/completions", json=running.body)
+        assert refused.status_code == 429
+        assert "1 sessions run and 1 wait" in refused.json()["error"]["message"]
+        assert running.is_alive(), "it ended before the queue could be seen full"
+        assert waiting.events == []
 
 
 def test_a_tokenizer_that_cannot_be_used_is_an_error_and_exit_code_2(tmp_path: Path) -> None:

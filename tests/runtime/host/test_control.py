@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import re
 from pathlib import Path
 from random import Random
@@ -38,7 +39,9 @@ async def test_prepare_loads_what_it_names_and_reports_bytes(peer: Peer, case: C
     index = case.stored.index
     said = await peer.prepare(peer.request(epoch, [(0, 2), (3, 4), (1, 3)]))
     total = sum(index.block_weight_bytes(b, 4) for b in (0, 1, 3, 1, 2))
-    assert [u.loaded_bytes for u in said] == sorted(u.loaded_bytes for u in said)
+    blocks = [index.block_weight_bytes(b, 4) for b in (0, 1, 3, 1, 2)]
+    assert [u.loaded_bytes for u in said] == [0, *itertools.accumulate(blocks), total], "block by block"
+    assert [u.ready for u in said] == [False] * (len(said) - 1) + [True]
     assert {u.total_bytes for u in said} == {total}
     assert (said[-1].loaded_bytes, said[-1].ready) == (total, True)
     state = await peer.state()

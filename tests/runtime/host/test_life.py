@@ -188,10 +188,17 @@ def test_sigkill_of_the_parent_ends_the_host(case: Case, root: Path) -> None:
 
 
 BAD_INPUT = {
-    "port in use": (["--listen", "{taken}"], r"--listen: {taken} cannot be bound; choose a free port, or 0"),
+    "port in use": (
+        ["--listen", "{taken}"],
+        r"--listen: {taken} cannot be bound \(.+\); choose a free port, or 0",
+    ),
     "metrics port in use": (
         ["--metrics-port", "{port}"],
         r"--metrics-port: {port} cannot be bound .*; choose",
+    ),
+    "not this machine": (
+        ["--listen", "192.0.2.1:0"],
+        r"--listen: 192.0.2.1:0 cannot be bound \(.+\); give an address of this machine",
     ),
     "no address": (["--listen", "nonsense"], r"--listen: 'nonsense' is not host:port"),
     "IPv6 without brackets": (
@@ -214,12 +221,12 @@ def taken() -> Iterator[dict[str, str]]:
 
 
 def assert_one_line(code: int | None, stdout: str, stderr: str, message: str) -> None:
-    """Exit code 2, no word on stdout, and one line that names what to change."""
-    errors = [line for line in stderr.splitlines() if line.startswith("error")]
+    """Exit code 2, no word on stdout, and all of stderr is one line that names what to change.
+
+    ``stderr`` is that of the process, not Python's: gRPC's core writes to it by itself.
+    """
     assert (code, stdout) == (2, ""), stderr
-    assert len(errors) == 1, stderr
-    assert re.match("error: " + message, errors[0]), errors
-    assert "Traceback" not in stderr
+    assert re.fullmatch(f"error: {message}.*\n", stderr), stderr
 
 
 @pytest.mark.parametrize("name", BAD_INPUT)

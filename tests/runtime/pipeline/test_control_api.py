@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
+from splitinfer.optimizer.plan import Plan
 from splitinfer.segment_runtime.engine.port import Engine
+from splitinfer.segment_runtime.entry import changes
 from splitinfer.segment_runtime.entry.control import control_app
 from splitinfer.segment_runtime.entry.members import HostView
 from tests.runtime.pipeline.conftest import CONTEXT
 from tests.support.models import Case
 from tests.support.pipelines import Entry, cut, plan_for, running_entry
 from tests.support.twins import Twin
+
+Note = Callable[[str, int, int], None]
 
 
 @dataclass
@@ -74,6 +78,39 @@ async def test_a_plan_is_taken_and_the_status_tells_what_came_of_it(
     assert (one["alive"], one["engine"], one["address"]) == (True, "torch", hosts["node-1"])
     assert [(r["epoch"], r["start"], r["stop"]) for r in one["ranges"]] == [(status["epoch"], 2, 5)]
     assert one["weight_bytes"] == sum(r["weight_bytes"] for r in one["ranges"]) > 0
+
+
+async def test_the_status_tells_how_far_a_load_is(
+    control: Control, case: Case, hosts: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While hosts load: the bytes of all of them together, as each last said; a host that said nothing counts nothing."""
+    prepare, notes, go_on = changes.prepare, asyncio.Queue[Note](), asyncio.Event()
+
+    async def held_up(plan: Plan, clients: changes.Clients, back: str, note: Note) -> bool:
+        notes.put_nowait(note)
+        await go_on.wait()
+        return await prepare(plan, clients, back, note)
+
+    async def progress() -> tuple[str, int, int]:
+        status = await control.status()
+        return status["state"], status["progress"]["loaded_bytes"], status["progress"]["total_bytes"]
+
+    monkeypatch.setattr(changes, "prepare", held_up)
+    await control.put("/control/plan", body_of(case, hosts))
+    note = await asyncio.wait_for(notes.get(), 30)
+    assert await progress() == ("preparing", 0, 0)
+    note("node-0", 0, 100)
+    assert await progress() == ("preparing", 0, 100)
+    note("node-1", 5, 50)
+    note("node-0", 40, 100)
+    assert await progress() == ("preparing", 45, 150)
+    note("node-1", 50, 50)
+    assert await progress() == ("preparing", 90, 150)
+    go_on.set()
+    await control.entry.until_serving(1)
+    state, loaded, total = await progress()
+    assert (state, loaded) == ("serving", total)
+    assert total > 150
 
 
 async def test_a_status_is_of_one_moment(

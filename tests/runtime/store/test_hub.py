@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,29 @@ def test_progress_reaches_the_end(hub: Hub, store: ModelStore) -> None:
     downloads = [now for now in told if now.stage == "download"]
     total = sum(len(hub.files[name]) for name in fetched(hub))
     assert (downloads[-1].done_bytes, downloads[-1].total_bytes) == (total, total)
+
+
+@pytest.mark.parametrize("breaks", [0, 1])
+def test_progress_tells_how_far_a_download_is(
+    hub: Hub, store: ModelStore, monkeypatch: pytest.MonkeyPatch, breaks: int
+) -> None:
+    """Piece by piece and never back, though a connection breaks off: no more than a piece of the file is told at once."""
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 50_000)
+    hub.break_after, hub.breaks = {WEIGHTS: 200_000}, breaks
+    told: list[tuple[int, int]] = []
+    import_model(
+        "hf://org/tiny",
+        store=store,
+        progress=lambda now: (
+            told.append((now.done_bytes, now.total_bytes)) if now.stage == "download" else None
+        ),
+    )
+    done = [bytes_done for bytes_done, _ in told]
+    assert done == sorted(done)
+    assert all(0 <= now <= total for now, total in told)
+    assert all(later - now <= 50_000 for now, later in itertools.pairwise([0, *done]))
+    assert len(set(done)) >= len(hub.files[WEIGHTS]) // 50_000
+    assert done[-1] == told[-1][1] == sum(len(hub.files[name]) for name in fetched(hub))
 
 
 def test_shards(hub: Hub, store: ModelStore, tmp_path: Path) -> None:

@@ -125,6 +125,19 @@ def test_a_frame_is_computed_and_goes_on_with_its_times() -> None:
     assert parts == (0, 10**6, 10**6, 10**6, 10**6)
 
 
+def test_each_part_of_the_time_is_where_it_was_spent() -> None:
+    """Waiting 1 s, decoding 2, computing 4, encoding 8: no part has another's."""
+    hop, _ = make()
+    looks = iter([101.0, 103.0, 107.0, 115.0])
+    outcome = hop.take(frame(1, (7, 0, 3, 9)), 100.0, lambda: next(looks))
+    assert outcome.frame is not None
+    timing = outcome.frame.timings[0]
+    parts = (timing.queue_us, timing.decode_us, timing.compute_us, timing.encode_us)
+    assert parts == (10**6, 2 * 10**6, 4 * 10**6, 8 * 10**6)
+    assert outcome.times is not None
+    assert (outcome.times.queue, outcome.times.compute) == (1.0, 4.0)
+
+
 def test_the_last_hop_sends_only_the_rows_that_are_kept() -> None:
     """The entry wants one row of three."""
     hop, _ = make(last=True)

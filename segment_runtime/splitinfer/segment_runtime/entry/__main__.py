@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import sys
 from dataclasses import replace
-from ipaddress import ip_address
 from pathlib import Path
 
 import grpc
@@ -31,6 +30,7 @@ from splitinfer.segment_runtime.entry.pipeline import Pipeline
 from splitinfer.segment_runtime.entry.returns import ReturnService
 from splitinfer.segment_runtime.entry.sessions import Limits
 from splitinfer.segment_runtime.entry.settings import Settings
+from splitinfer.segment_runtime.ports import bind, is_wildcard
 from splitinfer.segment_runtime.process import (
     announce,
     configure_logging,
@@ -98,14 +98,6 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def is_wildcard(host: str) -> bool:
-    """Whether a host is an address to bind to that nobody can connect to from elsewhere."""
-    try:
-        return ip_address(host).is_unspecified
-    except ValueError:
-        return False  # a name
-
-
 def settings_of(args: argparse.Namespace) -> Settings:
     """Limits of the scheduler. Raises ValueError naming the option."""
     for option in ("max_sessions", "min_sessions", "prefill_chunk", "mixed_prefill_chunk"):
@@ -124,10 +116,27 @@ def settings_of(args: argparse.Namespace) -> Settings:
     return Settings(limits, args.micro_batches, args.step_seconds)
 
 
+def advertised(args: argparse.Namespace) -> str | None:
+    """Where hosts reach --data; None: where it is bound. Raises ValueError naming the option."""
+    host, _ = parse_address(args.data, "--data")
+    if args.advertise is None:
+        if is_wildcard(host):
+            raise ValueError(
+                f"--advertise: hosts cannot reach {args.data}; say under which host:port they reach --data {args.data}"
+            )
+        return None
+    host, port = parse_address(args.advertise, "--advertise", to_bind=False)
+    if is_wildcard(host) or port == 0:
+        raise ValueError(
+            f"--advertise: hosts cannot reach {args.advertise}; give the host and the port under which they reach --data"
+        )
+    return f"{host}:{port}"
+
+
 async def _listen(app: web.Application, address: str, option: str) -> Endpoint:
     host, port = parse_address(address, option)
     try:
-        return await start(app, host, port, drain_seconds=1.0)
+        return await start(app, host.strip("[]"), port, drain_seconds=1.0)
     except EndpointUnavailable as error:
         raise ValueError(f"{option}: {error}") from error
 
@@ -135,36 +144,28 @@ async def _listen(app: web.Application, address: str, option: str) -> Endpoint:
 async def serve(args: argparse.Namespace) -> int:
     """Run until SIGTERM, then let requests finish within the grace."""
     settings = settings_of(args)
-    model = ModelStore(args.store).open(args.model)
-    engine = create_engine(args.engine, args.device, threads_of(args))
-    registry = CollectorRegistry()
-    metrics = PipelineMetrics(registry)
-    pipeline = Pipeline(
-        model.name, model.index.hidden_size, model.index.max_context_tokens, settings, metrics
-    )
-    returns = ReturnService(pipeline)
-    codec = TextCodec.from_model(model)
-    codec.start_chat()
+    told = advertised(args)
     async with contextlib.AsyncExitStack() as stack:
         server = grpc.aio.server(options=SERVER_OPTIONS)
         # Also when what follows is refused: a server that is not stopped says so in a traceback of its own.
         stack.push_async_callback(server.stop, 0.5)
+        # The port before the model: it costs nothing, and an engine takes seconds to import.
+        data_host, data_port = bind(server, args.data, "--data")
+        data = f"{data_host}:{data_port}"
+        model = ModelStore(args.store).open(args.model)
+        engine = create_engine(args.engine, args.device, threads_of(args))
+        codec = TextCodec.from_model(model)
+        codec.start_chat()
+        registry = CollectorRegistry()
+        metrics = PipelineMetrics(registry)
+        pipeline = Pipeline(
+            model.name, model.index.hidden_size, model.index.max_context_tokens, settings, metrics
+        )
+        returns = ReturnService(pipeline)
         runtime_pb2_grpc.add_ActivationsServicer_to_server(returns, server)
-        data_host, data_port = parse_address(args.data, "--data")
-        try:
-            bound = server.add_insecure_port(f"{data_host}:{data_port}")
-        except RuntimeError:
-            bound = 0
-        if not bound:
-            raise ValueError(f"--data: {args.data} cannot be bound; choose a free port, or 0")
-        data = f"{data_host}:{bound}"
-        if args.advertise is None and is_wildcard(data_host):
-            raise ValueError(
-                f"--advertise: hosts cannot reach {data}; say under which host:port they reach --data {args.data}"
-            )
         await server.start()
         coordinator = Coordinator(
-            model, engine, pipeline, returns, args.advertise or data, metrics, args.recovery_seconds
+            model, engine, pipeline, returns, told or data, metrics, args.recovery_seconds
         )
         app = create_app(
             pipeline,
@@ -184,7 +185,7 @@ async def serve(args: argparse.Namespace) -> int:
             stop_with_parent(on_gone)
         tasks = [asyncio.create_task(pipeline.run()), asyncio.create_task(coordinator.run())]
         stopped = asyncio.create_task(stop.wait())
-        http, control = (f"{endpoint.host}:{endpoint.port}" for endpoint in (public, private))
+        http, control = (endpoint.url.removeprefix("http://") for endpoint in (public, private))
         announce(http=http, control=control, data=data)
         log.info("listening", http=http, control=control, data=data, model=model.name)
         # A task that ends on its own is a defect; the process then ends with its traceback, and is restarted.

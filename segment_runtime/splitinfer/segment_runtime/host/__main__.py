@@ -27,10 +27,10 @@ from splitinfer.segment_runtime.host.metrics import HostMetrics
 from splitinfer.segment_runtime.host.ranges import HostRanges
 from splitinfer.segment_runtime.host.service import ControlService
 from splitinfer.segment_runtime.host.streams import HopStreams
+from splitinfer.segment_runtime.ports import bind
 from splitinfer.segment_runtime.process import (
     announce,
     configure_logging,
-    parse_address,
     stop_on_signals,
     stop_with_parent,
 )
@@ -69,15 +69,9 @@ def parser() -> argparse.ArgumentParser:
 
 async def serve(args: argparse.Namespace) -> int:
     """Run until SIGTERM, then drain."""
-    host, port = parse_address(args.listen, "--listen")
     # Ports first: they cost nothing, and an engine takes seconds to import.
     server = grpc.aio.server(options=SERVER_OPTIONS)
-    try:
-        bound = server.add_insecure_port(f"{host}:{port}")
-    except RuntimeError:
-        bound = 0
-    if not bound:
-        raise ValueError(f"--listen: {args.listen} cannot be bound; choose a free port, or 0")
+    host, bound = bind(server, args.listen, "--listen")
     registry = CollectorRegistry()
     try:
         metrics, _thread = start_http_server(args.metrics_port, addr=host.strip("[]"), registry=registry)
