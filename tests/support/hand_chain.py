@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from splitinfer.optimizer.plan import ModelRef, Plan, cuts_at
 from splitinfer.segment_runtime.channel import FrameLink
-from splitinfer.segment_runtime.engine.port import Array, LoadedHead
+from splitinfer.segment_runtime.engine.port import Array, Identity, LoadedHead
 from splitinfer.segment_runtime.entry.embed import Embedder
 from splitinfer.segment_runtime.entry.generate import GenerationRequest, SamplingParams
 from splitinfer.segment_runtime.entry.live import TokenStream
@@ -83,6 +83,8 @@ class HandEmbedder:
 class HandHead:
     """The first number of a row is the token that it gives. A test may hold it up with `gate`."""
 
+    identity = Identity("hand", "1", "none", exact=False)
+
     def __init__(self) -> None:
         self.gate = threading.Event()
         self.gate.set()
@@ -127,11 +129,13 @@ class HandChain:
     def switch(self, epoch: int) -> HandLink:
         """Serve ``epoch``; gives its link."""
         self.link = HandLink()
+        serving = plan(epoch)
         self.pipeline.switch(
-            plan(epoch),
+            serving,
             cast("FrameLink", self.link),
             cast("Embedder", self.embedder),
             cast("LoadedHead", self.head),
+            [pb.Identity(engine="hand") for _ in serving.segments],
         )
         return self.link
 

@@ -86,7 +86,7 @@ async def test_the_status_tells_how_far_a_load_is(
     """While hosts load: the bytes of all of them together, as each last said; a host that said nothing counts nothing."""
     prepare, notes, go_on = changes.prepare, asyncio.Queue[Note](), asyncio.Event()
 
-    async def held_up(plan: Plan, clients: changes.Clients, back: str, note: Note) -> bool:
+    async def held_up(plan: Plan, clients: changes.Clients, back: str, note: Note) -> changes.Identities:
         notes.put_nowait(note)
         await go_on.wait()
         return await prepare(plan, clients, back, note)

@@ -47,7 +47,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.hosts = [FakeHost(first.kv_budget_tokens) for _ in range(2)]
         self.wire: deque[MicroBatch] = deque()
         self.void: set[tuple[int, int]] = set()
-        """(step, session) that were on their way when the session began anew."""
+        """(step, session) that were on their way when an earlier step of the session failed."""
         self.wanted: dict[int, int] = {}
         self.prompts: dict[int, list[int]] = {}
         self.outputs: dict[int, list[int]] = {}
@@ -106,11 +106,8 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def rewind(self, batch: MicroBatch) -> None:
         """The entry hears that a step failed."""
-        running = {
-            piece.session
-            for piece in batch.slices
-            if piece.session in self.scheduler.running and (batch.step, piece.session) not in self.void
-        }
+        failed = {p.session for p in batch.slices if (batch.step, p.session) not in self.void}
+        running = failed & set(self.scheduler.running)
         assert set(self.scheduler.rewind(batch.step)) == running
         for session in running:
             assert self.scheduler.running[session].alone, "a session that failed must go on alone"
@@ -118,7 +115,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             (later.step, piece.session)
             for later in self.wire
             for piece in later.slices
-            if piece.session in running
+            if piece.session in failed
         }
         self.note_admissions()
 

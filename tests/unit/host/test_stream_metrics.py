@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import cast
 
@@ -13,6 +12,7 @@ import grpc
 from prometheus_client import CollectorRegistry
 
 from splitinfer.segment_runtime.channel import SERVER_OPTIONS, FrameLink
+from splitinfer.segment_runtime.compute import ComputeThread
 from splitinfer.segment_runtime.host.hop import Hop
 from splitinfer.segment_runtime.host.metrics import HostMetrics
 from splitinfer.segment_runtime.host.ranges import HostRanges
@@ -53,7 +53,7 @@ async def streams_of(
     )
     registry = CollectorRegistry()
     errors: asyncio.Queue[pb.StreamError] = asyncio.Queue()
-    with ThreadPoolExecutor(1) as compute:
+    with contextlib.closing(ComputeThread("compute")) as compute:
         service = HopStreams(ranges, compute, HostMetrics(registry, ranges), clock)
         server = grpc.aio.server(options=SERVER_OPTIONS)
         rpc.add_ActivationsServicer_to_server(service, server)
