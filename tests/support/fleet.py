@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,8 +65,9 @@ class Fleet:
         for host in self._hosts.values():
             if host.alive:
                 host.signal(signal.SIGCONT)
-        for host in self._hosts.values():
-            host.stop()
+        with contextlib.ExitStack() as stack:  # one that does not end must not leave the others running
+            for host in self._hosts.values():
+                stack.callback(host.stop)
 
 
 async def describe(address: str) -> pb.HostState:

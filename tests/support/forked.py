@@ -89,7 +89,9 @@ class ForkedHost:
         """End it as its parent's end would, and wait."""
         self.parent.close()
         self.process.join(15)
-        assert not self.process.is_alive(), f"host {self.node} did not end: {self.log.read_text()}"
+        ended = not self.process.is_alive()
+        self.kill()
+        assert ended, f"host {self.node} did not end: {self.log.read_text()}"
 
 
 def run_host(logs: Path, *arguments: str) -> tuple[int | None, bytes, str]:
@@ -100,6 +102,7 @@ def run_host(logs: Path, *arguments: str) -> tuple[int | None, bytes, str]:
         said = stdout.read()
     process.join(START_SECONDS)
     parent.close()
+    process.kill()  # where it did not end by itself
     return process.exitcode, said, log.read_text()
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 SCRIPT = str(Path(__file__).with_name("up_with_fakes.py"))
@@ -68,12 +69,34 @@ class Home:
 
     def clean_up(self) -> None:
         """Kill what a failed test left."""
+        end_all_of(self.path)
         for process in self._started:
-            process.kill()
             process.communicate()
-        for pid in self.pids():
-            if alive(pid):
-                os.kill(pid, signal.SIGKILL)
+
+
+def end_all_of(home: Path) -> list[int]:
+    """Kill whatever runs with this ``$SPLITINFER_HOME``, whoever started it; gives the pids.
+
+    Only a test's own home is asked for, so only what the test has started is found. Again until there is nothing: a
+    supervisor starts its processes anew.
+    """
+    ended: list[int] = []
+    while found := [process for process in psutil.process_iter() if _lives_in(process, home)]:
+        for process in found:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+            ended.append(process.pid)
+        assert all(wait_gone(process.pid) for process in found), "a process that SIGKILL does not end"
+    return ended
+
+
+def _lives_in(process: psutil.Process, home: Path) -> bool:
+    try:
+        return (
+            process.environ().get("SPLITINFER_HOME") == str(home) and process.status() != psutil.STATUS_ZOMBIE
+        )
+    except psutil.Error:
+        return False  # it is gone, or not ours
 
 
 def read_until(process: subprocess.Popen[str], text: str) -> str:

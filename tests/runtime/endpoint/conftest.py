@@ -76,6 +76,7 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
             hosts[node] = start_host(store, node, logs)
             stack.callback(hosts[node].stop)
         entry = start_entry(store, model.name, logs)
+        stack.callback(entry.kill)  # last of the three: where it did not end by itself
         stack.callback(entry.wait, 30)
         assert entry.stdin is not None
         stack.callback(entry.stdin.close)

@@ -29,6 +29,7 @@ from splitinfer.segment_runtime.engine.port import (
     SessionRows,
 )
 from tests.support.chains import Chain
+from tests.support.leaks import NOTHING, leak, traced
 from tests.support.models import CASES, Case
 
 Cases = Callable[[str, str], Case]
@@ -250,14 +251,18 @@ def test_reserved_kv_is_resident_only_where_it_is_written(case: Cases, each_engi
 
 
 def test_sessions_that_come_and_go_leave_nothing(case: Cases, each_engine: Engine) -> None:
-    """Resident memory is flat over hundreds of sessions of several megabytes each."""
+    """Resident memory is flat over hundreds of sessions of several megabytes each, and Python keeps nothing of one."""
     stored = case("qwen3", "float32").stored
     chain = Chain.load(each_engine, stored, [2], "float32")
-    before = 0
-    for session in range(300):
-        chain.open(session, 2000)
-        chain.step([(session, 0, [5] * 100)])
-        chain.close(session)
-        if session == 50:
-            before = resident()
+    before, sizes = 0, []
+    with traced() as held:
+        for session in range(300):
+            chain.open(session, 2000)
+            chain.step([(session, 0, [5] * 100)])
+            chain.close(session)
+            if session == 50:
+                before = resident()
+            if session >= 100 and session % 40 == 0:
+                sizes.append(held())
     assert resident() - before < 4 << 20
+    assert leak(sizes, 40) < NOTHING, sizes

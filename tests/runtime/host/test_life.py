@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import signal
 import socket
@@ -22,7 +23,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from splitinfer.segment_runtime.proto import runtime_pb2 as pb
 from tests.support.forked import ForkedHost, fork_host, run_host
 from tests.support.frames import Traffic
-from tests.support.homes import wait_gone
+from tests.support.homes import alive, wait_gone
 from tests.support.models import Case
 from tests.support.peer import Peer, peer_of
 from tests.support.pipelines import HostProcess
@@ -138,11 +139,14 @@ async def test_sigterm_drains_and_ends_as_soon_as_the_entry_has_moved_away(
 async def test_the_grace_ends_a_drain_that_nobody_answers(case: Case, root: Path, tmp_path: Path) -> None:
     """An entry that does not move away does not hold the node for ever."""
     host = fork_host(root / "models", "short", tmp_path, "--grace-seconds", "1")
-    async with peer_of(case.stored, "short", host.address) as peer:
-        await peer.serve()
-        host.signal(signal.SIGTERM)
-        assert await asyncio.to_thread(wait_gone, host.pid, GONE_SECONDS)
-        peer.gone = True
+    try:
+        async with peer_of(case.stored, "short", host.address) as peer:
+            await peer.serve()
+            host.signal(signal.SIGTERM)
+            assert await asyncio.to_thread(wait_gone, host.pid, GONE_SECONDS)
+            peer.gone = True
+    finally:
+        host.kill()
     assert "grace is over" in host.log.read_text()
 
 
@@ -182,9 +186,14 @@ def test_sigkill_of_the_parent_ends_the_host(case: Case, root: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", code, *HOST, *options], stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
-        assert json.loads(parent.stdout.readline())["event"] == "listening"
-        parent.kill()
-        assert wait_gone(child, GONE_SECONDS)
+        try:
+            assert json.loads(parent.stdout.readline())["event"] == "listening"
+            parent.kill()
+            assert wait_gone(child, GONE_SECONDS)
+        finally:
+            parent.kill()
+            if alive(child):
+                os.kill(child, signal.SIGKILL)
 
 
 BAD_INPUT = {

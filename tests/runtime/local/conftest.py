@@ -16,5 +16,7 @@ def home(tmp_path: Path) -> Iterator[Home]:
     """A home whose store has the model ``tiny`` of 6 blocks."""
     found = Home(tmp_path / "home")
     write_index(found.path / "models", "tiny", blocks=6)
-    yield found
-    found.clean_up()
+    try:
+        yield found
+    finally:
+        found.clean_up()

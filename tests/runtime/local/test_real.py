@@ -16,7 +16,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from tests.support.homes import alive, read_until, wait_gone
+from tests.support.homes import alive, end_all_of, read_until, wait_gone
 from tests.support.models import smollm2_reference, smollm2_stored
 
 SPLITINFER = str(Path(sys.executable).with_name("splitinfer"))
@@ -61,9 +61,9 @@ class RealHome:
         return {**run["processes"], "supervisor": run["pid"]}
 
     def clean_up(self) -> None:
-        """End what a failed test left; the processes of a killed supervisor end by themselves."""
+        """Kill what a failed test left, also what should have ended by itself."""
+        end_all_of(self.path)
         for process in self._started:
-            process.kill()
             process.communicate()
 
 
@@ -71,8 +71,10 @@ class RealHome:
 def home(tmp_path: Path) -> Iterator[RealHome]:
     """A home for one test."""
     found = RealHome(tmp_path)
-    yield found
-    found.clean_up()
+    try:
+        yield found
+    finally:
+        found.clean_up()
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import sys
 from collections import Counter
-from itertools import pairwise
 from random import Random
 
 import psutil
@@ -17,6 +15,7 @@ from splitinfer.segment_runtime.engine.port import Engine
 from splitinfer.segment_runtime.entry.generate import GenerationRequest, PipelineFailed, SamplingParams
 from tests.runtime.pipeline.conftest import CONTEXT, NODES
 from tests.support.fleet import Fleet, assert_no_leak, random_plan
+from tests.support.leaks import NOTHING, leak, traced
 from tests.support.models import Case
 from tests.support.pipelines import Entry, cut, plan_for, running_entry
 from tests.support.twins import Twin
@@ -128,10 +127,10 @@ def census() -> Counter[str]:
 async def test_memory_is_flat_over_many_requests(
     case: Case, engine: Engine, fleet: Fleet, hosts: dict[str, str], twins: list[Twin]
 ) -> None:
-    """No object of a request is left in the entry, no block of memory per request, and no resident bytes anywhere.
+    """No object of a request is left in the entry, no bytes of Python's, and no resident bytes anywhere.
 
-    Some requests are cancelled. Objects and blocks are exact where resident bytes are not: what is kept of a request
-    is a few hundred bytes, which an allocator has to spare.
+    Some requests are cancelled. Objects and Python's bytes are exact where resident bytes are not: what is kept of a
+    request is a few hundred bytes, which an allocator has to spare.
     """
     rng = Random(5)
     me = psutil.Process()
@@ -164,15 +163,16 @@ async def test_memory_is_flat_over_many_requests(
         await entry.serve(plan_for(case.stored, segments, context=CONTEXT), hosts)
         await some(REQUESTS)
         bytes_before = resident()
-        blocks = [sys.getallocatedblocks()]
-        for _ in range(ROUNDS):
+        with traced() as held:
             await some(REQUESTS // ROUNDS)
-            blocks.append(sys.getallocatedblocks())
+            sizes = [held()]
+            for _ in range(ROUNDS):
+                await some(REQUESTS // ROUNDS)
+                sizes.append(held())
         grown = {name: size - bytes_before[name] for name, size in resident().items()}
     # Out here, where the entry is stopped but still held, no frame of its tasks has the last step's requests at hand.
     left = {name: count for name, count in (census() - others).items() if name in OF_A_REQUEST}
     assert during >= OF_A_REQUEST, "the census does not know what a request is made of any more"
     assert left == {}
-    # What leaks grows in every round, by a block per request at least; what warms up or doubles does not.
-    assert min(after - before for before, after in pairwise(blocks)) < REQUESTS // ROUNDS, blocks
+    assert leak(sizes, REQUESTS // ROUNDS) < NOTHING, sizes
     assert max(grown.values()) < GROWTH_BYTES, grown
