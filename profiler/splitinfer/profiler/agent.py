@@ -111,7 +111,8 @@ async def measure_once(args: argparse.Namespace) -> AgentReport:
 
 async def serve(args: argparse.Namespace) -> int:
     """Answer link probes until the parent goes or SIGTERM comes."""
-    server = grpc.aio.server()
+    # By default two agents could share a port, and each would answer some of the other's probes.
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     server.add_generic_rpc_handlers((echo_handlers(),))
     try:
         port = server.add_insecure_port(args.listen)
