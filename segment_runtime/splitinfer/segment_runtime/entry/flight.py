@@ -17,6 +17,8 @@ class Flight:
         self._sent: dict[int, float] = {}
         self._landed = asyncio.Event()
         self._landed.set()
+        self._heard = float("-inf")
+        """When a step was last heard of."""
         self.started = 0
         self.completed = 0
 
@@ -33,9 +35,10 @@ class Flight:
         """When it left. Raises KeyError for one that is not in flight."""
         return self._sent[step]
 
-    def over(self, step: int) -> None:
+    def over(self, step: int, now: float) -> None:
         """A step came back, or failed."""
-        self._sent.pop(step, None)
+        if self._sent.pop(step, None) is not None:
+            self._heard = now
         if not self._sent:
             self._landed.set()
 
@@ -49,8 +52,12 @@ class Flight:
         await self._landed.wait()
 
     def overdue(self, now: float, seconds: float) -> int | None:
-        """The oldest step, if it has had no answer for longer than that."""
+        """The oldest step, if the chain has given no answer for longer than that since it was sent.
+
+        Steps wait for those before them, the chunks of a long prompt for one another: while they come back one by one,
+        none of them is late.
+        """
         if not self._sent:
             return None
         step, sent = min(self._sent.items(), key=lambda item: item[1])
-        return step if now - sent > seconds else None
+        return step if now - max(sent, self._heard) > seconds else None

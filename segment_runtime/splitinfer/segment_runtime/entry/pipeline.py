@@ -350,7 +350,7 @@ class Pipeline:
             loop.call_soon(self.observed.step, frame, ring, began - received)
 
     def _after_step(self, step: int) -> None:
-        self.flight.over(step)
+        self.flight.over(step, self._clock())
         self._look()
 
     async def _watch(self) -> None:

@@ -15,7 +15,7 @@ class Settings:
     Attributes:
         scheduler: limits; the budget and the number of micro-batches come from the plan.
         micro_batches: micro-batches in flight; 0: one per segment.
-        step_seconds: a step without an answer for this long breaks the pipeline.
+        step_seconds: steps under way and no answer for this long breaks the pipeline.
 
     Raises:
         ValueError: a step may grow larger than a frame is allowed to be.
