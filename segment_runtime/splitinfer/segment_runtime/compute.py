@@ -50,7 +50,10 @@ class ComputeThread:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[R] = loop.create_future()
         self._put(_Job(lambda: call(*args, **kwargs), loop, future))
-        return await future
+        try:
+            return await future
+        finally:
+            del future  # the error that it holds has this frame in its traceback
 
     def post(self, call: Callable[[], object]) -> None:
         """Run a call when its turn comes; nobody waits for it. Raises RuntimeError when the thread was closed."""
@@ -87,11 +90,15 @@ class ComputeThread:
             result = job.call()
         except BaseException as raised:  # noqa: BLE001 - who waits is to have it, whatever it is
             error = raised
+        if isinstance(error, StopIteration):  # no future takes it: whoever waits would wait for ever
+            error = RuntimeError(f"the job raised {error!r}")
         if job.loop is not None and job.future is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 job.loop.call_soon_threadsafe(_settle, job.future, result, error)
         elif error is not None:
             log.error("a job of the thread failed", thread=self._thread.name, exc_info=error)
+        # The error's traceback has this frame, and the future has the error: they would keep one another alive.
+        del job, error
 
 
 def _settle(future: asyncio.Future[Any], result: object, error: BaseException | None) -> None:

@@ -22,6 +22,10 @@ def bind(server: grpc.aio.Server, address: str, field: str) -> tuple[str, int]:
     host, port = parse_address(address, field)
     try:
         _ask(host, port)
+    except UnicodeError:  # no name at all: two dots in a row, a part of more than 63 characters
+        raise ValueError(
+            f"{field}: {address}: {host} is not a host name; give an address of this machine"
+        ) from None
     except OSError as error:
         mend = (
             "choose a free port, or 0"

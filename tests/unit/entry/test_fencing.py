@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import numpy as np
 import pytest
 
 from splitinfer.segment_runtime.proto import runtime_pb2 as pb
-from tests.support.hand_chain import HandChain, HandLink, answer, hand_chain, token_of
+from splitinfer.segment_runtime.wire import put_array
+from tests.support.hand_chain import WIDTH, HandChain, HandLink, answer, hand_chain, token_of
 
 
 def error(epoch: int, step: int, code: pb.ErrorCode.ValueType) -> pb.StreamError:
@@ -131,3 +135,26 @@ async def test_a_bad_frame_of_the_epoch_that_serves_breaks_it() -> None:
         chain.pipeline.on_frame(2, answer(new, 7))
         assert await token_of(stream) == 7
         assert chain.breaks == ["the last hop returned a bad frame: epoch: 1, this stream serves epoch 2"]
+
+
+async def test_a_frame_without_the_rows_of_its_step_waits_for_the_error_that_says_why() -> None:
+    """A host that could not compute a step passes on what it releases; that may come here before the error does.
+
+    The error goes back hop by hop, the frame straight from the last hop. Nothing is broken: the session begins anew.
+    """
+    async with hand_chain() as chain:
+        chain.switch(1)
+        stream = chain.submit(1)
+        sent = await chain.link.frame()
+        bare = answer(sent, 0)
+        del bare.sessions[:]
+        put_array(bare, np.zeros((0, WIDTH), np.float32), "float32")
+        chain.pipeline.on_frame(1, bare)
+        await asyncio.sleep(0)
+        assert chain.breaks == []
+        chain.pipeline.on_error(error(1, sent.step, pb.KV_EXHAUSTED))
+        again = await chain.link.frame()
+        assert (again.sessions[0].position, list(again.released)) == (0, [sent.sessions[0].session])
+        chain.pipeline.on_frame(1, answer(again, 7))
+        assert await token_of(stream) == 7
+        assert chain.breaks == []

@@ -60,53 +60,6 @@ def test_a_prompt_goes_in_chunks_and_only_its_last_row_comes_back() -> None:
     assert found == [(1, 0, 10, 0), (1, 10, 10, 0), (1, 20, 3, 1)]
 
 
-def test_the_chunks_of_a_prompt_follow_one_another_down_the_chain() -> None:
-    """While a host has the second chunk the next host has the first; the third waits for a place in flight."""
-    scheduler = Scheduler(LIMITS)
-    scheduler.submit(session(1, 23))
-    first, second = sent(scheduler), sent(scheduler)
-    assert rows(first) + rows(second) == [(1, 0, 10, 0), (1, 10, 10, 0)]
-    assert scheduler.next_batch() is None
-    answer(scheduler, first)
-    assert rows(sent(scheduler)) == [(1, 20, 3, 1)]
-
-
-def test_a_prompt_of_one_chunk_is_divided_among_the_steps_in_flight() -> None:
-    """No host idles while another has the whole prompt; but no chunk is smaller than the mixed chunk."""
-    scheduler = Scheduler(replace(LIMITS, max_in_flight=3, prefill_chunk=100, mixed_prefill_chunk=5))
-    scheduler.submit(session(1, 18))
-    assert [rows(sent(scheduler))[0] for _ in range(3)] == [(1, 0, 6, 0), (1, 6, 6, 0), (1, 12, 6, 1)]
-    scheduler = Scheduler(replace(LIMITS, max_in_flight=3, prefill_chunk=100, mixed_prefill_chunk=5))
-    scheduler.submit(session(1, 11))
-    assert [rows(sent(scheduler))[0] for _ in range(2)] == [(1, 0, 6, 0), (1, 6, 5, 1)]
-    assert scheduler.next_batch() is None
-
-
-def test_a_replay_feeds_generated_tokens_behind_the_prompt_without_waiting() -> None:
-    """Also one by one: each step has one token of it, in order, as many in flight as may be."""
-    scheduler = Scheduler(replace(LIMITS, max_in_flight=4, replay_singly=True))
-    scheduler.submit(session(1, 4))
-    scheduler.running[1].tokens += [7, 7, 7]
-    found = [(p.position, p.count, p.keep, p.decode) for _ in range(4) for p in sent(scheduler).slices]
-    assert found == [(0, 4, 0, False), (4, 1, 0, True), (5, 1, 0, True), (6, 1, 1, True)]
-
-
-def test_what_follows_a_failed_chunk_does_not_count() -> None:
-    """The first of two chunks failed: the session begins anew, and the second neither fails it again nor advances it."""
-    scheduler = Scheduler(LIMITS)
-    scheduler.submit(session(1, 20))
-    first, second = sent(scheduler), sent(scheduler)
-    assert scheduler.rewind(first.step) == [1]
-    again = sent(scheduler)
-    assert again.released == (1,)
-    assert rows(again) == [(1, 0, 10, 0)]
-    assert scheduler.complete(second.step) == ()
-    assert scheduler.running[1].position == 0
-    assert scheduler.rewind(second.step) == ()
-    answer(scheduler, again)
-    assert scheduler.running[1].position == 10
-
-
 def test_all_decoding_sessions_share_a_step() -> None:
     """Continuous batching: one frame for everybody, while there are fewer than two groups' worth."""
     scheduler = decoding(3)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import threading
+import weakref
 from collections.abc import AsyncIterator
 
 import pytest
@@ -27,6 +30,39 @@ async def test_results_and_errors_come_back_and_all_jobs_share_one_thread(thread
         await thread.run(divmod, 7, 0)
     names = {(await thread.run(threading.current_thread)).name for _ in range(5)}
     assert names == {"compute-test"}
+
+
+async def test_an_error_that_no_future_takes_is_told_as_another(thread: ComputeThread) -> None:
+    """StopIteration would leave the caller waiting for ever."""
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await asyncio.wait_for(thread.run(next, iter(())), 10)
+
+
+async def test_nothing_of_a_job_is_kept_after_it(thread: ComputeThread) -> None:
+    """What it named may be the weights of a range that was dropped; also when it failed, and before the next one."""
+
+    class Weights:
+        def use(self) -> None:
+            """Nothing."""
+
+        def fail(self) -> None:
+            raise ValueError("no")
+
+    gc.disable()
+    try:
+        for job in ("use", "fail"):
+            weights = Weights()
+            gone = weakref.ref(weights)
+            with contextlib.suppress(ValueError):
+                await thread.run(getattr(weights, job))
+            del weights
+            for _ in range(1000):
+                if gone() is None:
+                    break
+                await asyncio.sleep(0.001)  # the thread lets go of it just after it has told
+            assert gone() is None, job
+    finally:
+        gc.enable()
 
 
 async def test_jobs_run_in_the_order_in_which_they_were_given(thread: ComputeThread) -> None:

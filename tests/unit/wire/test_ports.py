@@ -129,3 +129,12 @@ async def test_the_port_of_a_server_that_ended_can_be_had_at_once(server: grpc.a
 def test_a_wildcard_is_an_address_to_bind_to_only(host: str, expected: bool) -> None:
     """With and without the brackets that an IPv6 host has on a command line."""
     assert is_wildcard(host) is expected
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 70])
+async def test_what_is_no_host_name_is_refused_by_its_option(server: grpc.aio.Server, host: str) -> None:
+    """Not with the words of the encoding that it does not fit."""
+    with pytest.raises(
+        ValueError, match=rf"^--listen: {host}:80: {host} is not a host name; give an address"
+    ):
+        bind(server, f"{host}:80", "--listen")

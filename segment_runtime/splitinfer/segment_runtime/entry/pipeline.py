@@ -330,6 +330,8 @@ class Pipeline:
             chain, batch = self._chain, self._scheduler.in_flight.get(frame.step)
             if chain is None or epoch != chain.plan.epoch or batch is None:
                 continue  # of a step that was given up, or a frame that only released
+            if batch.slices and not frame.sessions:
+                continue  # its rows failed at a host, whose error has the longer way: this only carried a release
             try:
                 check_return(frame, batch, chain.plan, self._hidden_size)
             except FrameError as error:

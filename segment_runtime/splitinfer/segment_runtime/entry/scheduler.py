@@ -85,10 +85,15 @@ class Scheduler:
             self._admit()
 
     def is_alone(self, session: int) -> bool:
-        """Whether no step in flight has rows of this running session together with those of another."""
-        found = self.running.get(session)
-        batches = [self.in_flight.get(step) for step in found.steps] if found is not None else []
-        return all(batch is None or len(batch.slices) == 1 for batch in batches)
+        """Whether no step in flight has rows of this session together with those of another.
+
+        Also one that counts no more, because an earlier step of the session failed: a host may still take it.
+        """
+        return all(
+            len(batch.slices) == 1
+            for batch in self.in_flight.values()
+            if any(piece.session == session for piece in batch.slices)
+        )
 
     def next_batch(self) -> MicroBatch | None:
         """The next micro-batch to send, or None when nothing is ready or enough is in flight."""
@@ -98,7 +103,7 @@ class Scheduler:
         if not ready:
             return None
         decoders = sum(self._decodes(session) for session in self.running.values())
-        budget = self.limits.mixed_prefill_chunk if decoders else self._chunk(ready)
+        budget = self.limits.mixed_prefill_chunk if decoders else self._budget(ready)
         if ready[0].alone:
             slices = [self._slice(ready[0], budget)]
         else:
@@ -139,12 +144,22 @@ class Scheduler:
             slices.append(piece)
         return slices
 
-    def _chunk(self, ready: Sequence[Session]) -> int:
-        """Prefill tokens of the next step when nothing decodes: a share of what there is for every step that may go."""
+    def _chunk(self, session: Session) -> int:
+        """Tokens of a chunk of this prompt, or of what a replay feeds behind it: a share for every step in flight.
+
+        By its length alone, so that a prompt that has the chain to itself is cut alike every time, whatever the moment.
+        """
+        prompt = session.prompt_tokens
+        length = prompt if session.sent < prompt else len(session.tokens) - prompt
+        parts = max(1, min(self.limits.max_in_flight, length // self.limits.mixed_prefill_chunk))
+        return min(self.limits.prefill_chunk, max(1, -(-length // parts)))
+
+    def _budget(self, ready: Sequence[Session]) -> int:
+        """Prefill tokens of the next step when nothing decodes: what is there, divided among the steps that may go."""
         tokens = sum(session.pending for session in ready)
         places = self.limits.max_in_flight - len(self.in_flight)
         parts = max(1, min(places, tokens // self.limits.mixed_prefill_chunk))
-        return min(self.limits.prefill_chunk, -(-tokens // parts))
+        return min(self.limits.prefill_chunk, max(-(-tokens // parts), *map(self._chunk, ready)))
 
     def _decodes(self, session: Session) -> bool:
         """The session's next rows, or the last if all were sent, are one generated token in a step of its own."""
@@ -160,7 +175,7 @@ class Scheduler:
 
     def _slice(self, session: Session, budget: int) -> Slice:
         decode = self._decodes(session)
-        count = 1 if decode else min(session.pending, budget)
+        count = 1 if decode else min(session.pending, budget, self._chunk(session))
         if session.sent < session.prompt_tokens:
             # A chunk ends where the prompt ends, also in a replay: the prompt's KV then has the bits it had.
             count = min(count, session.prompt_tokens - session.sent)

@@ -70,9 +70,11 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold the prompt
     for line in sys.stdin.buffer:
         signal.setitimer(signal.ITIMER_PROF, PROCESSOR_SECONDS)
-        sys.stdout.write(f"{json.dumps(answer(json.loads(line)))}\n")
-        sys.stdout.flush()
+        told = json.dumps(answer(json.loads(line)))
+        # Before it is told: ended after its answer, it would fail the conversation that comes next.
         signal.setitimer(signal.ITIMER_PROF, 0)
+        sys.stdout.write(f"{told}\n")
+        sys.stdout.flush()
 
 
 def answer(asked: Mapping[str, Any]) -> dict[str, str]:
