@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from splitinfer.segment_runtime.engine.threads import usable_cpus
+from splitinfer.segment_runtime.engine.threads import MAX_THREADS, usable_cpus
 
 
 def add_thread_options(parser: argparse.ArgumentParser) -> None:
@@ -28,4 +28,4 @@ def threads_of(arguments: argparse.Namespace) -> int:
         return int(arguments.threads)
     # Rounded down: threads that wait for one another at the end of every matrix product, on a CPU that another
     # process uses, cost more than the CPU that is left over gives.
-    return max(1, usable_cpus() // int(arguments.cpu_share))
+    return max(1, min(MAX_THREADS, usable_cpus() // int(arguments.cpu_share)))

@@ -9,6 +9,7 @@ import pytest
 
 from splitinfer.segment_runtime.engine import checks, cpu
 from splitinfer.segment_runtime.engine.port import UnsupportedModel
+from splitinfer.segment_runtime.engine.threads import MAX_THREADS
 
 
 def test_without_a_number_an_engine_gets_the_cpus_that_it_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,10 +21,10 @@ def test_without_a_number_an_engine_gets_the_cpus_that_it_may_use(monkeypatch: p
     assert checks.thread_count(None) == 1
 
 
-@pytest.mark.parametrize("threads", [0, -1])
-def test_less_than_a_thread_is_refused_by_name(threads: int) -> None:
+@pytest.mark.parametrize("threads", [0, -1, MAX_THREADS + 1])
+def test_less_than_a_thread_or_more_than_any_machine_has_is_refused_by_name(threads: int) -> None:
     """0 is no word for "as many as there are"."""
-    with pytest.raises(UnsupportedModel, match=f"^threads: {threads}: it must be at least 1$"):
+    with pytest.raises(UnsupportedModel, match=f"^threads: {threads}: it must be from 1 to {MAX_THREADS}$"):
         checks.thread_count(threads)
 
 

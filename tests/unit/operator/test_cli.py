@@ -61,7 +61,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["up", "--port", "0", "--nodes", "0"], "error: --nodes: 0: at least 1 node runs the blocks\n"),
         (
             ["up", "--port", "0", "--check", "--threads", "0"],
-            "error: --threads: 0: a host needs at least 1\n",
+            "error: --threads: 0: a host needs at least 1, and takes at most 512\n",
         ),
         (["chat", "--temperature", "nan"], "error: --temperature: nan: from 0 to 2\n"),
         (["chat", "--temperature", "inf"], "error: --temperature: inf: from 0 to 2\n"),

@@ -9,9 +9,15 @@ from typing import Any
 import pytest
 
 from splitinfer.operator.errors import UserError
-from splitinfer.operator.local.request import Options, Request, make_request, table_rows
+from splitinfer.operator.local.request import MAX_THREADS, Options, Request, make_request, table_rows
 from splitinfer.operator.spec.resource import resource
+from splitinfer.segment_runtime.engine import threads
 from tests.support.stored import write_index
+
+
+def test_as_many_threads_are_taken_as_by_the_engines() -> None:
+    """The command line imports nothing of the runtime, and says the same."""
+    assert MAX_THREADS == threads.MAX_THREADS
 
 
 def request_for(store: Path, spec: dict[str, Any] | None = None, **options: Any) -> Request:
@@ -127,6 +133,7 @@ FULL_PINS = {"placement": {"pins": [{"blocks": "0-5", "node": "a"}]}}
         ({}, {"cuts": (-1,)}, "--cuts", "cut -1 is outside 1..5"),
         ({}, {"cuts": (2, 4), "nodes": 2}, "--nodes", "use --nodes 3"),
         ({}, {"threads": 0}, "--threads", "at least 1"),
+        ({}, {"threads": MAX_THREADS + 1}, "--threads", f"at most {MAX_THREADS}"),
         (PIN_GAP, {}, "spec.placement.pins", "blocks [4:6) are missing"),
         (PIN_OVERLAP, {}, "spec.placement.pins", "overlaps block 3"),
         (FULL_PINS, {"nodes": 2}, "--nodes", "remove one"),

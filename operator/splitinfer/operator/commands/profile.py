@@ -47,11 +47,12 @@ def run(arguments: argparse.Namespace) -> int:
     from splitinfer.operator.errors import UserError
     from splitinfer.operator.local.models import find_model, home
     from splitinfer.operator.local.profiling import local_snapshot, measure
+    from splitinfer.operator.local.request import MAX_THREADS
 
     if not 1 <= arguments.nodes <= 64:
         raise UserError("--nodes", f"{arguments.nodes}: from 1 to 64 processes")
-    if arguments.threads is not None and arguments.threads < 1:
-        raise UserError("--threads", f"{arguments.threads}: at least 1")
+    if arguments.threads is not None and not 1 <= arguments.threads <= MAX_THREADS:
+        raise UserError("--threads", f"{arguments.threads}: from 1 to {MAX_THREADS}")
     model = find_model(f"store://{arguments.model}", arguments.store or home() / "models", "--model")
     found = asyncio.run(
         measure(

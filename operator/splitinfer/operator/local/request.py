@@ -35,6 +35,8 @@ from splitinfer.optimizer.plan import (
 from splitinfer.optimizer.privacy import Privacy
 
 DEFAULT_NODES = 3
+MAX_THREADS = 512
+"""What the engines take; a test holds the two together."""
 _PINS_MEND = "a local pipeline takes pins that cover every block once, in block order"
 
 T = TypeVar("T")
@@ -159,8 +161,10 @@ def make_request(resource: SplitInference, options: Options) -> Request:
 def check_options(resource: SplitInference, options: Options) -> None:
     """Raise UserError for what is wrong whatever the model and the plan are: it is told before anything takes time."""
     check_supported(resource, capacity=options.capacity is not None)
-    if options.threads is not None and options.threads < 1:
-        raise UserError("--threads", f"{options.threads}: a host needs at least 1")
+    if options.threads is not None and not 1 <= options.threads <= MAX_THREADS:
+        raise UserError(
+            "--threads", f"{options.threads}: a host needs at least 1, and takes at most {MAX_THREADS}"
+        )
     if options.nodes is not None and options.nodes < 1:
         raise UserError("--nodes", f"{options.nodes}: at least 1 node runs the blocks")
     for flag, given in (("--nodes", options.nodes), ("--cuts", options.cuts)):

@@ -196,6 +196,13 @@ class Api:
             raise invalid(None, "The Content-Type must be application/json.", "invalid_content_type")
         if (request.charset or "utf-8").lower().replace("-", "") != "utf8":
             raise invalid(None, "The charset of a JSON body must be UTF-8.", "invalid_content_type")
+        encoding = request.headers.get("Content-Encoding", "identity")
+        if encoding.lower() != "identity":
+            raise invalid(
+                None,
+                f"The Content-Encoding {encoding!r} is not taken; send the body as it is.",
+                "invalid_content_encoding",
+            )
         limit = self._limits.body_bytes
         if request.content_length is not None and request.content_length > limit:
             raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=request.content_length)

@@ -42,7 +42,11 @@ async def start(app: web.Application, host: str, port: int, *, drain_seconds: fl
     """
     # aiohttp waits this long twice, before it breaks off reading a body and before it cancels; 0 would be forever.
     patience = max(drain_seconds / 2, _LEAST_PATIENCE)
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=patience)
+    # Nothing is inflated: a few megabytes can hold gigabytes, and what is left of a refused body is read to its end on
+    # this loop, where all streams wait for it. The application refuses a body that is encoded.
+    runner = web.AppRunner(
+        app, handler_cancellation=True, access_log=None, shutdown_timeout=patience, auto_decompress=False
+    )
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port).start()

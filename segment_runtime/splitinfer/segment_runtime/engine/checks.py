@@ -12,7 +12,7 @@ from splitinfer.segment_runtime.engine.port import (
     SessionRows,
     UnsupportedModel,
 )
-from splitinfer.segment_runtime.engine.threads import usable_cpus
+from splitinfer.segment_runtime.engine.threads import MAX_THREADS, usable_cpus
 from splitinfer.segment_runtime.store.reader import StoredModel
 
 
@@ -32,9 +32,9 @@ def no_progress(loaded: int) -> None:
 
 def thread_count(threads: int | None) -> int:
     """What was asked for, or as many CPUs as the process may use. Raises UnsupportedModel."""
-    count = usable_cpus() if threads is None else threads
-    if count < 1:
-        raise UnsupportedModel(f"threads: {threads}: it must be at least 1")
+    count = min(usable_cpus(), MAX_THREADS) if threads is None else threads
+    if not 1 <= count <= MAX_THREADS:
+        raise UnsupportedModel(f"threads: {count}: it must be from 1 to {MAX_THREADS}")
     return count
 
 

@@ -11,6 +11,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+MAX_THREADS = 512
+"""More than CPUs of one machine. Tens of thousands only wait for one another, and nothing ever comes of it."""
+
 
 def parse_cpu_max(text: str) -> float | None:
     """CPUs of a cgroup v2 ``cpu.max`` (``"200000 100000"``), None where there is no limit."""
