@@ -13,7 +13,7 @@ import base64
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -36,6 +36,12 @@ class _Settings(BaseModel):
     # What is not known here must not be passed over: it may be what keeps a password on an encrypted connection.
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def _one_of(self, given: str, file: str) -> Self:
+        """For validators: a secret, or the file that has it."""
+        if (getattr(self, given) is None) == (getattr(self, file) is None):
+            raise ValueError(f"give {given} or {file}")
+        return self
+
 
 class BasicAuth(_Settings):
     """User and password; the file is read anew for each query, as Prometheus does."""
@@ -46,9 +52,7 @@ class BasicAuth(_Settings):
 
     @model_validator(mode="after")
     def _one_password(self) -> BasicAuth:
-        if (self.password is None) == (self.password_file is None):
-            raise ValueError("give password or password_file")
-        return self
+        return self._one_of("password", "password_file")
 
 
 class Authorization(_Settings):
@@ -60,11 +64,9 @@ class Authorization(_Settings):
 
     @model_validator(mode="after")
     def _one_credential(self) -> Authorization:
-        if (self.credentials is None) == (self.credentials_file is None):
-            raise ValueError("give credentials or credentials_file")
         if self.type.lower() == "basic":
             raise ValueError("type Basic is what basic_auth is for")
-        return self
+        return self._one_of("credentials", "credentials_file")
 
 
 class TlsConfig(_Settings):

@@ -26,9 +26,8 @@ R = TypeVar("R")
 @dataclass(frozen=True, slots=True)
 class _Job:
     call: Callable[[], Any]
-    loop: asyncio.AbstractEventLoop | None
-    """Whose future it is; None: nobody waits."""
-    future: asyncio.Future[Any] | None
+    future: asyncio.Future[Any] | None = None
+    """None: nobody waits."""
 
 
 class ComputeThread:
@@ -47,9 +46,8 @@ class ComputeThread:
         Raises:
             RuntimeError: the thread was closed.
         """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[R] = loop.create_future()
-        self._put(_Job(lambda: call(*args, **kwargs), loop, future))
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._put(_Job(lambda: call(*args, **kwargs), future))
         try:
             return await future
         finally:
@@ -57,7 +55,7 @@ class ComputeThread:
 
     def post(self, call: Callable[[], object]) -> None:
         """Run a call when its turn comes; nobody waits for it. Raises RuntimeError when the thread was closed."""
-        self._put(_Job(call, None, None))
+        self._put(_Job(call))
 
     def close(self) -> None:
         """Take no more jobs, leave out those that wait, and wait for the one under way. Repeating it is harmless."""
@@ -92,9 +90,9 @@ class ComputeThread:
             error = raised
         if isinstance(error, StopIteration):  # no future takes it: whoever waits would wait for ever
             error = RuntimeError(f"the job raised {error!r}")
-        if job.loop is not None and job.future is not None:
+        if job.future is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                job.loop.call_soon_threadsafe(_settle, job.future, result, error)
+                job.future.get_loop().call_soon_threadsafe(_settle, job.future, result, error)
         elif error is not None:
             log.error("a job of the thread failed", thread=self._thread.name, exc_info=error)
         # The error's traceback has this frame, and the future has the error: they would keep one another alive.

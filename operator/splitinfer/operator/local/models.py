@@ -82,6 +82,8 @@ class ModelFacts:
 def home(*, writing: bool = False) -> Path:
     """``$SPLITINFER_HOME``, by default ``~/.cache/splitinfer``.
 
+    The runtime's store has the same rule in words of its own (`store.home`), as neither package imports the other.
+
     Args:
         writing: it is going to be written to.
 
