@@ -47,7 +47,10 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "expected"),
     [
         (["up", "--port", "x"], "error: --port: invalid int value: 'x'; see `splitinfer up --help`\n"),
-        (["up", "--cuts", "1,b"], "error: --cuts: '1,b' is not a list of block numbers; write 10,20; see"),
+        (
+            ["up", "--cuts", "1,b"],
+            "error: --cuts: '1,b' is not a list of block numbers; write 10,20, or equal; see",
+        ),
         (["up", "--colour"], "error: unrecognized arguments: --colour; see `splitinfer --help`\n"),
         (["fly"], "error: COMMAND: invalid choice"),
         ([], "error: the following arguments are required: COMMAND"),

@@ -12,7 +12,8 @@ import yaml
 from splitinfer.operator import cli
 from splitinfer.operator.errors import CommandFailed, UserError
 from splitinfer.operator.local.models import find_model
-from splitinfer.operator.local.request import Options, make_request
+from splitinfer.operator.local.placing import Options
+from splitinfer.operator.local.request import make_request
 from splitinfer.operator.planning.graph import graph_of
 from splitinfer.operator.planning.question import HOST_OVERHEAD_BYTES, make_question
 from splitinfer.operator.planning.snapshot import load_snapshot, parse_snapshot

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from typing import Literal
 
 DEVICE = "cpu|cuda[:N]"
 
@@ -15,12 +16,16 @@ def device(text: str) -> str:
     return text
 
 
-def cuts(text: str) -> tuple[int, ...]:
-    """Block numbers that grow. How many blocks there are, the model says."""
+def cuts(text: str) -> tuple[int, ...] | Literal["equal"]:
+    """Block numbers that grow, or ``equal``. How many blocks there are, the model says."""
+    if text == "equal":
+        return "equal"
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of block numbers; write 10,20") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of block numbers; write 10,20, or equal"
+        ) from None
     for before, after in zip((0, *numbers), numbers, strict=False):
         if after <= before:
             raise argparse.ArgumentTypeError(

@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from splitinfer.operator.errors import UserError
     from splitinfer.operator.local.models import find_model, home
-    from splitinfer.operator.local.request import context_tokens
+    from splitinfer.operator.local.placing import context_tokens
     from splitinfer.operator.local.support import check_supported
     from splitinfer.operator.planning.question import make_question
     from splitinfer.operator.planning.ready import ready_solver
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.seconds > 0:
         raise UserError("--seconds", f"{arguments.seconds}: the search needs some time")
     resource = load_manifest(arguments.file)
-    check_supported(resource, capacity=True)
+    check_supported(resource)
     snapshot = load_snapshot(arguments.capacity)
     model = find_model(resource.spec.model.source, arguments.store or home() / "models", "spec.model.source")
     question = make_question(

@@ -5,14 +5,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splitinfer.operator.commands.arguments import DEVICE, cuts, device, node_engine
 
 if TYPE_CHECKING:
+    from splitinfer.operator.local.models import ModelFacts
     from splitinfer.operator.local.pipeline import Settings
-    from splitinfer.operator.local.request import Options, Request
+    from splitinfer.operator.local.placing import Options
+    from splitinfer.operator.local.request import Request
     from splitinfer.operator.spec.resource import SplitInference
 
 DEFAULT_MODEL = "smollm2"
@@ -32,13 +37,16 @@ def register(subparsers: Any) -> None:
     )
     p.add_argument("--nodes", type=int, metavar="N", help="node processes (default 3)")
     p.add_argument(
-        "--cuts", type=cuts, metavar="I,J", help="cut before these blocks, such as 10,20 (default: equal)"
+        "--cuts",
+        type=cuts,
+        metavar="I,J|equal",
+        help="cut before these blocks, such as 10,20; nothing is measured or solved then",
     )
     p.add_argument(
         "--capacity",
         type=Path,
         metavar="SNAPSHOT",
-        help="plan with this capacity snapshot (YAML); a process stands for each node of the plan",
+        help="plan with this capacity snapshot (YAML) in place of a measurement; a process stands for each node of the plan",
     )
     p.add_argument("--port", type=int, default=DEFAULT_PORT, help="port of the endpoint; 0 takes a free one")
     p.add_argument(
@@ -87,12 +95,13 @@ def check(arguments: argparse.Namespace) -> None:
     Raises UserError.
     """
     from splitinfer.operator.local.models import is_stored
-    from splitinfer.operator.local.request import check_options
+    from splitinfer.operator.local.request import check_options, check_request
 
     wanted, options = asked(arguments)
     check_options(wanted, options)
-    if options.capacity is None and is_stored(wanted.spec.model.source, options.store):
-        request_of(arguments, wanted, options)
+    if is_stored(wanted.spec.model.source, options.store):
+        with _by_flag(arguments):
+            check_request(wanted, options)
 
 
 def prepare(arguments: argparse.Namespace) -> tuple[Request, Settings]:
@@ -109,7 +118,7 @@ def asked(arguments: argparse.Namespace) -> tuple[SplitInference, Options]:
     from splitinfer.operator.errors import UserError
     from splitinfer.operator.local.models import home
     from splitinfer.operator.local.pipeline import check_port
-    from splitinfer.operator.local.request import Options
+    from splitinfer.operator.local.placing import Options
     from splitinfer.operator.planning.snapshot import load_snapshot
     from splitinfer.operator.spec.manifest import load_manifest
     from splitinfer.operator.spec.resource import resource
@@ -150,12 +159,39 @@ def asked(arguments: argparse.Namespace) -> tuple[SplitInference, Options]:
 
 
 def request_of(arguments: argparse.Namespace, wanted: SplitInference, options: Options) -> Request:
-    """Checked against the model, and planned. Raises UserError, CommandFailed."""
+    """Checked against the model, measured where neither cuts nor capacity are given, and planned.
+
+    Raises UserError, CommandFailed.
+    """
+    from splitinfer.operator.local.request import check_request, make_request
+
+    with _by_flag(arguments):
+        if options.cuts is None and options.capacity is None:
+            model = check_request(wanted, options)
+            options = replace(_measured(wanted, options, model), spread=arguments.file is None)
+        return make_request(wanted, options)
+
+
+def _measured(wanted: SplitInference, options: Options, model: ModelFacts) -> Options:
+    from splitinfer.operator.local.placing import local_nodes
+    from splitinfer.operator.local.profiling import local_snapshot, measure
+
+    dtype = options.dtype or wanted.spec.model.dtype
+    nodes = local_nodes(wanted, options, model.blocks)
+    print(f"measuring this machine with blocks of {model.name} in {dtype}", flush=True)
+    engine = options.engine or wanted.spec.model.engine
+    report = asyncio.run(measure(model, dtype, engine, options.device, options.threads, len(nodes)))
+    found = local_snapshot(report, model, dtype, nodes, time.time())
+    return replace(options, capacity=found, measured=True)
+
+
+@contextmanager
+def _by_flag(arguments: argparse.Namespace) -> Iterator[None]:
+    """Problems by the flag that a person wrote, where there is no manifest."""
     from splitinfer.operator.errors import UserError
-    from splitinfer.operator.local.request import make_request
 
     try:
-        return make_request(wanted, options)
+        yield
     except UserError as error:
         if arguments.file is None:
             raise UserError.of([(_FLAG_OF.get(f, f), message) for f, message in error.problems]) from None
