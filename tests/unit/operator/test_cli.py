@@ -151,6 +151,10 @@ def test_check_leaves_before_anything_is_imported_or_started(
     """Without the model what needs none is checked; with it, all."""
     monkeypatch.setenv("SPLITINFER_HOME", str(tmp_path))
     assert cli.main(["up", "--check", "--port", "0", "--cuts", "99"]) == 0
+    assert cli.main(["up", "--check", "--port", "0", "--model", "nope"]) == 2
+    assert capsys.readouterr().err.startswith("error: --model: no model 'nope' in"), (
+        "only the default is imported"
+    )
     write_index(tmp_path / "models", "smollm2", blocks=6)
     assert cli.main(["up", "--check", "--port", "0", "--cuts", "5"]) == 0
     assert cli.main(["up", "--check", "--port", "0", "--cuts", "99"]) == 2

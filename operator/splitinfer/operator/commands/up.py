@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Refuse what can be refused in no time: all but the solver's plan, or all that needs no model where there is none.
+    """Refuse what can be refused in no time: all but the solver's plan, and what needs the default model before it is there.
 
     Raises UserError.
     """
@@ -99,7 +99,8 @@ def check(arguments: argparse.Namespace) -> None:
 
     wanted, options = asked(arguments)
     check_options(wanted, options)
-    if is_stored(wanted.spec.model.source, options.store):
+    source = wanted.spec.model.source
+    if source != _store_source(DEFAULT_MODEL) or is_stored(source, options.store):
         with _by_flag(arguments):
             check_request(wanted, options)
 
