@@ -6,12 +6,17 @@ positions, and of the access of both ends (`splitinfer.optimizer.access`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from splitinfer.optimizer.access import access_arrays, distances
 from splitinfer.optimizer.capacity import LinkCapacity, NodeCapacity, SiteLink
 from splitinfer.optimizer.cost import Floats
 from splitinfer.optimizer.question import Question
+
+LinkMatrices = Callable[[Question, list[NodeCapacity]], tuple[Floats, Floats, list[str]]]
+"""What `link_matrices` is."""
 
 
 def link_matrices(q: Question, nodes: list[NodeCapacity]) -> tuple[Floats, Floats, list[str]]:
@@ -49,8 +54,10 @@ def link_matrices(q: Question, nodes: list[NodeCapacity]) -> tuple[Floats, Float
     if q.snapshot.access:
         access = access_arrays(q, [node.name for node in nodes])
         dead += access.dead
-        # Where the sites' reading was left out, that is an answer: positions speak where there is none.
-        apart = np.where(said, np.inf, distances(access.position))
+        # Where the sites' reading was left out, that is an answer: positions speak where there is none. Of two nodes of
+        # one site they do not speak: both are where the site is, and how far apart nobody knows.
+        together = np.equal.outer(at, at) & (at != sites.get(None, -1))[:, None]
+        apart = np.where(said | together, np.inf, distances(access.position))
         trip = np.where(said, trip, apart) + access.last_mile[:, None] + access.last_mile[None, :]
         band = np.where(np.isfinite(apart), np.inf, band)
         band = np.minimum(band, np.minimum.outer(access.upload, access.download))
