@@ -21,15 +21,19 @@ from splitinfer.optimizer.cost import (
     prefill_seconds,
 )
 from splitinfer.optimizer.graph import ModelGraph
-from splitinfer.optimizer.links import link_matrices
+from splitinfer.optimizer.links import LinkMatrices, link_matrices
 from splitinfer.optimizer.problem import Ineligible, Problem
 from splitinfer.optimizer.question import Question
 from splitinfer.optimizer.values import Known, Unknown
 from splitinfer.optimizer.wanted import Workload
 
 
-def compile_problem(question: Question) -> Problem:
+def compile_problem(question: Question, links: LinkMatrices = link_matrices) -> Problem:
     """The arrays of a question.
+
+    Args:
+        question: what to compile.
+        links: reads the snapshot's links, for who has a million of them in another form.
 
     Raises:
         OptimizerInputError: a constraint that names what is not there.
@@ -39,7 +43,7 @@ def compile_problem(question: Question) -> Problem:
     q.constraints.check_against(blocks, names)
     eligible, ineligible = _eligible(q)
     speeds = _speeds(q, eligible)
-    round_trip, bandwidth, dead = link_matrices(q, eligible)
+    round_trip, bandwidth, dead = links(q, eligible)
     decode = decode_seconds(q.graph, q.graph.blocks, speeds, q.workload)
     prefill = prefill_seconds(q.graph, q.graph.blocks, speeds, [q.workload.chunk_tokens] * blocks)
     hops = _hops(q, speeds, round_trip, bandwidth)
