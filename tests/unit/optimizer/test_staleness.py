@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -14,7 +15,7 @@ from splitinfer.optimizer.example import tiny_question
 from splitinfer.optimizer.values import Known
 
 
-def snapshot(state: float = 0.0, speed: float = 0.0, link: float = 0.0, **bounds: float) -> CapacitySnapshot:
+def snapshot(state: float = 0.0, speed: float = 0.0, link: float = 0.0, **bounds: Any) -> CapacitySnapshot:
     """Two nodes and their links, with the ages given."""
     able = Known(value=1e9, age_seconds=speed)
     nodes = tuple(
@@ -62,7 +63,7 @@ def test_without_bounds_of_their_own_all_readings_have_the_same() -> None:
 
 def test_speeds_and_links_may_be_older_than_memory_and_load() -> None:
     """Each bound holds for its kind, and for no other."""
-    bounds = {"speeds_stale_after_seconds": 600.0, "links_stale_after_seconds": 900.0}
+    bounds: dict[str, Any] = {"speeds_stale_after_seconds": 600.0, "links_stale_after_seconds": 900.0}
     assert lost(snapshot(120, 600, 900, **bounds)) == ([], [])
     assert len(lost(snapshot(121, 0, 0, **bounds))[0]) == 2
     nodes, links = lost(snapshot(0, 601, 901, **bounds))

@@ -87,7 +87,7 @@ def test_each_value_has_its_age_and_its_source() -> None:
 
 def test_nobody_is_trusted_by_its_own_word() -> None:
     """Labels of samples make no labels of nodes; the inventory says site, labels and trust."""
-    target = {"splitinfer_dev_trust": "trusted", "trusted": "true", "site": "x"}
+    target: dict[str, Any] = {"splitinfer_dev_trust": "trusted", "trusted": "true", "site": "x"}
     stranger = only(taken(samples("a", node_values(), **target)))
     assert (stranger.trusted, stranger.trust, stranger.labels, stranger.site) == (False, None, {}, None)
     entry = {"site": "berlin", "labels": {"k": "v"}, "trusted": True, "trust": 0.5}
