@@ -30,7 +30,7 @@ from tests.support.agent_values import (
     link_values,
     node_values,
 )
-from tests.support.prometheus_server import SCRAPE_SECONDS, PrometheusServer, prometheus_server
+from tests.support.prometheus_server import PrometheusServer, prometheus_server
 
 ASKED = Asked(MODEL, DTYPE)
 BOUNDS = StaleBounds(state=6, speeds=60, links=60)
