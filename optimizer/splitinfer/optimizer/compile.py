@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from splitinfer.optimizer.canonical import canonical
-from splitinfer.optimizer.capacity import NodeCapacity
+from splitinfer.optimizer.capacity import NodeCapacity, kind_of
 from splitinfer.optimizer.cost import (
     Floats,
     NodeSpeeds,
@@ -117,9 +117,9 @@ def _eligible(q: Question) -> tuple[list[NodeCapacity], list[Ineligible]]:
             ineligible.append(Ineligible(node.name, "forbidden"))
             continue
         unusable = [
-            f"{name} {q.snapshot.why_unusable(reading, q.now)}"
+            f"{name} {q.snapshot.why_unusable(reading, q.now, kind_of(name))}"
             for name, reading in node.readings(q.graph.dtype)
-            if q.snapshot.usable(reading, q.now) is None
+            if q.snapshot.usable(reading, q.now, kind_of(name)) is None
         ]
         if unusable:
             more = f" and {len(unusable) - 1} more" if len(unusable) > 1 else ""

@@ -32,10 +32,10 @@ def link_matrices(q: Question, nodes: list[NodeCapacity]) -> tuple[Floats, Float
 
     def read(link: LinkCapacity | SiteLink, name: str) -> tuple[float, float]:
         trip_reading, band_reading = link.round_trip_seconds, link.bandwidth_bytes_per_second
-        trip, band = (q.snapshot.usable(r, q.now) for r in (trip_reading, band_reading))
+        trip, band = (q.snapshot.usable(r, q.now, "link") for r in (trip_reading, band_reading))
         if trip is None or band is None:
             unusable = trip_reading if trip is None else band_reading
-            dead.append(f"{name}: unknown: {q.snapshot.why_unusable(unusable, q.now)}")
+            dead.append(f"{name}: unknown: {q.snapshot.why_unusable(unusable, q.now, 'link')}")
             return np.inf, 0.0
         if band < least:
             dead.append(f"{name}: {band:,.0f} B/s is below the minimum of {least:,.0f}")
