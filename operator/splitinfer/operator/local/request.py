@@ -13,6 +13,7 @@ from typing import TypeVar
 from splitinfer.operator.errors import CommandFailed, UserError
 from splitinfer.operator.local.models import ModelFacts, find_model
 from splitinfer.operator.local.support import check_supported, is_set
+from splitinfer.operator.planning.forecast import Basis, traffic_of
 from splitinfer.operator.planning.question import make_question
 from splitinfer.operator.planning.ready import ready_solver
 from splitinfer.operator.spec.blocks import format_blocks, parse_blocks
@@ -86,6 +87,8 @@ class Request:
     threads: int | None
     memory_limit_bytes: int | None
     node_engines: Mapping[str, str] = field(default_factory=dict)
+    basis: Basis | None = None
+    """What the plan was made with; None for one that was given."""
 
     def engine_of(self, node: str) -> str:
         """Engine of one host."""
@@ -122,9 +125,9 @@ def make_request(resource: SplitInference, options: Options) -> Request:
         )
     if options.capacity is None:
         nodes, segments = _place(resource, options, model.blocks)
-        privacy = Privacy()
+        privacy, basis = Privacy(), None
     else:
-        nodes, segments, privacy = _solve(resource, options, options.capacity, model)
+        nodes, segments, privacy, basis = _solve(resource, options, options.capacity, model)
     if len(segments) > spec.placement.max_segments:
         raise UserError(
             "spec.placement.maxSegments",
@@ -152,6 +155,7 @@ def make_request(resource: SplitInference, options: Options) -> Request:
         # One share is left for the entry and everything else on the machine.
         memory_limit_bytes=None if options.memory_bytes is None else options.memory_bytes // (len(nodes) + 1),
         node_engines=options.node_engines,
+        basis=basis,
     )
     _check_nodes(request)
     _check_memory(request)
@@ -213,8 +217,8 @@ def _place(
 
 def _solve(
     resource: SplitInference, options: Options, capacity: CapacitySnapshot, model: ModelFacts
-) -> tuple[tuple[str, ...], tuple[Segment, ...], Privacy]:
-    """The solver's plan. Raises `CommandFailed` with the reason and what gives a plan, where there is none."""
+) -> tuple[tuple[str, ...], tuple[Segment, ...], Privacy, Basis]:
+    """The solver's plan, and what it was made with. Raises `CommandFailed` with the reason and what gives a plan, where there is none."""
     dtype = options.dtype or resource.spec.model.dtype
     question = make_question(resource, model, capacity, context_tokens(resource, model), dtype)
     ready_solver()
@@ -227,7 +231,9 @@ def _solve(
         sensitive_blocks=question.constraints.sensitive_blocks,
         trusted_nodes=tuple(node.name for node in question.snapshot.nodes if node.trusted),
     )
-    return tuple(dict.fromkeys(segment.node for segment in found.segments)), found.segments, privacy
+    nodes = tuple(dict.fromkeys(segment.node for segment in found.segments))
+    basis = Basis(snapshot=question.snapshot, entry=found.entry, traffic=traffic_of(question.workload))
+    return nodes, found.segments, privacy, basis
 
 
 def _planned(field: str, mend: str, make: Callable[[], T]) -> T:
