@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     )
     names = [f"node-{i}" for i in range(arguments.nodes)]
-    taken = local_snapshot(found, model, arguments.dtype, names, time.time())
+    taken = local_snapshot(found, arguments.dtype, names, time.time())
     missing = unknown_of(taken, arguments.dtype)
     _show(taken, arguments.dtype, arguments.output)
     for line in missing:
