@@ -24,9 +24,10 @@ from benchmarks.link_simulation import (
     probing,
 )
 from benchmarks.topologies import Topology, topology
-from splitinfer.optimizer.answer import in_names, judged
+from splitinfer.optimizer.answer import in_names
 from splitinfer.optimizer.budget import Budget
 from splitinfer.optimizer.capacity import CapacitySnapshot, NodeCapacity
+from splitinfer.optimizer.chunked import judged
 from splitinfer.optimizer.compile import compile_problem
 from splitinfer.optimizer.cost import Floats
 from splitinfer.optimizer.problem import Problem
@@ -151,7 +152,7 @@ def _costs(
     costs, judge = {}, None
     for name, snapshot in snapshots.items():
         asked = replace(question, snapshot=snapshot)
-        judge = judge or compile_problem(asked, true)
+        judge = judge or compile_problem(asked, links=true)
         costs[name] = _cost(judge, compile_problem(asked), seconds)
     assert judge is not None
     best = min(_cost(judge, judge, seconds), *costs.values())

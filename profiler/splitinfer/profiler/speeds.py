@@ -9,6 +9,9 @@
     overhead      max(0, t - (w + L kv) / B)         what is left over the roofline
     FLOP/s        q f / (t_prefill - overhead)
 
+A control group's quota of ``c`` CPUs lets ``n`` threads run for ``c / n`` of the time, and is in none of the probe's
+times: every speed is ``min(1, c / n)`` of what they give, and frames, which one thread writes, ``min(1, c)``.
+
 This is the cost model of `splitinfer.optimizer.cost` solved for its parameters, so a block that runs as it was probed is
 predicted as it was timed.
 """
@@ -16,6 +19,7 @@ predicted as it was timed.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -54,9 +58,13 @@ class ProbeResult(BaseModel):
     kv_bytes_per_token: Count
     context_tokens: Count
     rows: Count
+    prefill_flops_per_token: Annotated[float, Field(gt=0)]
+    decode_flops_per_token: Annotated[float, Field(gt=0)]
     memory_bytes_per_second: BytesPerSecond
     frame_seconds: Seconds
     frame_bytes_per_second: BytesPerSecond
+    quota_cpus: Annotated[float, Field(gt=0)] | None = None
+    free_device_bytes: Annotated[int, Field(ge=0)] | None = None
     times: tuple[BlockTimes, BlockTimes]
 
 
@@ -81,12 +89,8 @@ def parse_probe(line: str) -> ProbeResult:
         raise ProbeError(f"probe: {field}: {first['msg']}") from None
 
 
-def speeds_of(probe: ProbeResult, prefill_flops_per_token: float) -> Speeds:
-    """What the cost model needs.
-
-    Args:
-        probe: times of one and two blocks.
-        prefill_flops_per_token: of one block, as the model graph counts them.
+def speeds_of(probe: ProbeResult) -> Speeds:
+    """What the cost model needs, from the times of one and two blocks.
 
     Raises:
         ProbeError: two blocks were not slower than one: the machine was disturbed, nothing can be told from it.
@@ -107,10 +111,13 @@ def speeds_of(probe: ProbeResult, prefill_flops_per_token: float) -> Speeds:
     arithmetic = max(
         prefill - overhead, prefill / 2
     )  # the overhead was timed elsewhere: it never takes it all
+    quota = inf if probe.quota_cpus is None else probe.quota_cpus
+    computes, serialises = min(1.0, quota / probe.threads), min(1.0, quota)
+    step = max(0.0, one.decode_one - one.blocks * block)
     return Speeds(
-        memory_bandwidth_bytes_per_second=bandwidth,
-        flops_per_second=probe.context_tokens * prefill_flops_per_token / arithmetic,
-        block_overhead_seconds=overhead,
-        step_overhead_seconds=max(0.0, one.decode_one - one.blocks * block) + probe.frame_seconds,
-        serialisation_bytes_per_second=probe.frame_bytes_per_second,
+        memory_bandwidth_bytes_per_second=bandwidth * computes,
+        flops_per_second=probe.context_tokens * probe.prefill_flops_per_token / arithmetic * computes,
+        block_overhead_seconds=overhead / computes,
+        step_overhead_seconds=step / computes + probe.frame_seconds / serialises,
+        serialisation_bytes_per_second=probe.frame_bytes_per_second * serialises,
     )

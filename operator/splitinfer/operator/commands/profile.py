@@ -77,7 +77,7 @@ def _measured(arguments: argparse.Namespace) -> CapacitySnapshot:
     device = arguments.device or DEFAULT_DEVICE
     found = asyncio.run(measure(model, arguments.dtype, arguments.engine, device, arguments.threads, count))
     names = [f"node-{i}" for i in range(count)]
-    return local_snapshot(found, model, arguments.dtype, names, time.time())
+    return local_snapshot(found, arguments.dtype, names, time.time())
 
 
 def _given(arguments: argparse.Namespace) -> CapacitySnapshot:

@@ -182,7 +182,7 @@ def _measured(wanted: SplitInference, options: Options, model: ModelFacts) -> Op
     print(f"measuring this machine with blocks of {model.name} in {dtype}", flush=True)
     engine = options.engine or wanted.spec.model.engine
     report = asyncio.run(measure(model, dtype, engine, options.device, options.threads, len(nodes)))
-    found = local_snapshot(report, model, dtype, nodes, time.time())
+    found = local_snapshot(report, dtype, nodes, time.time())
     return replace(options, capacity=found, measured=True)
 
 

@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 from splitinfer.operator.errors import CommandFailed, UserError
 from splitinfer.operator.local.models import ModelFacts
 from splitinfer.operator.local.support import is_set
+from splitinfer.operator.planning.forecast import Basis, traffic_of
 from splitinfer.operator.planning.question import make_question
 from splitinfer.operator.planning.ready import ready_solver
 from splitinfer.operator.spec.blocks import format_blocks
@@ -88,8 +89,8 @@ def given_cuts(options: Options, blocks: int) -> tuple[tuple[str, ...], tuple[Se
 
 def solved(
     resource: SplitInference, options: Options, capacity: CapacitySnapshot, model: ModelFacts
-) -> tuple[tuple[str, ...], tuple[Segment, ...], Privacy]:
-    """The solver's plan. Raises `CommandFailed` with the reason and what gives a plan, where there is none."""
+) -> tuple[tuple[str, ...], tuple[Segment, ...], Privacy, Basis]:
+    """The solver's plan, and what it was made with. Raises `CommandFailed` with the reason and what gives a plan, where there is none."""
     dtype = options.dtype or resource.spec.model.dtype
     if options.spread:
         resource = _spread(resource, tuple(node.name for node in capacity.nodes), model.blocks)
@@ -104,7 +105,9 @@ def solved(
         sensitive_blocks=question.constraints.sensitive_blocks,
         trusted_nodes=tuple(node.name for node in question.snapshot.nodes if node.trusted),
     )
-    return tuple(dict.fromkeys(segment.node for segment in found.segments)), found.segments, privacy
+    nodes = tuple(dict.fromkeys(segment.node for segment in found.segments))
+    basis = Basis(snapshot=question.snapshot, entry=found.entry, traffic=traffic_of(question.workload))
+    return nodes, found.segments, privacy, basis
 
 
 def _spread(resource: SplitInference, nodes: tuple[str, ...], blocks: int) -> SplitInference:

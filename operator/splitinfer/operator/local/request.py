@@ -12,6 +12,7 @@ from splitinfer.operator.errors import UserError
 from splitinfer.operator.local.models import ModelFacts, find_model
 from splitinfer.operator.local.placing import Options, context_tokens, given_cuts, local_nodes, solved
 from splitinfer.operator.local.support import check_supported
+from splitinfer.operator.planning.forecast import Basis
 from splitinfer.operator.spec.blocks import format_blocks
 from splitinfer.operator.spec.resource import SplitInference
 from splitinfer.optimizer.plan import FEW_BITS, ModelRef, Plan
@@ -44,6 +45,8 @@ class Request:
     threads: int | None
     memory_limit_bytes: int | None
     node_engines: Mapping[str, str] = field(default_factory=dict)
+    basis: Basis | None = None
+    """What the plan was made with; None for one that was given."""
 
     def engine_of(self, node: str) -> str:
         """Engine of one host."""
@@ -103,9 +106,9 @@ def make_request(resource: SplitInference, options: Options) -> Request:
     spec = resource.spec
     if options.capacity is None:
         nodes, segments = given_cuts(options, model.blocks)
-        privacy = Privacy()
+        privacy, basis = Privacy(), None
     else:
-        nodes, segments, privacy = solved(resource, options, options.capacity, model)
+        nodes, segments, privacy, basis = solved(resource, options, options.capacity, model)
         if options.measured:
             nodes = (*nodes, *(n.name for n in options.capacity.nodes if n.name not in nodes))
         _check_nodes(options, nodes)
@@ -129,6 +132,7 @@ def make_request(resource: SplitInference, options: Options) -> Request:
         threads=options.threads,
         memory_limit_bytes=_memory_limit(options, len(nodes)),
         node_engines=options.node_engines,
+        basis=basis,
     )
     _check_memory(request)
     return request

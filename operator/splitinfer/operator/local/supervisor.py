@@ -18,6 +18,7 @@ from splitinfer.operator.errors import CommandFailed
 from splitinfer.operator.local import decide as rules
 from splitinfer.operator.local.control import ControlClient, ControlError, EntryStatus, PlanRefused
 from splitinfer.operator.local.process import Child
+from splitinfer.optimizer.forecast import Forecast
 from splitinfer.optimizer.plan import Plan
 
 LOADING_TICK_SECONDS = 0.25
@@ -49,8 +50,10 @@ class Supervisor:
         logs: Path,
         listener: Listener,
         clock: Callable[[], float] = time.monotonic,
+        forecast: Forecast | None = None,
     ) -> None:
-        """``commands`` has one command per node, and one for `rules.ENTRY`."""
+        """``commands`` has one command per node, and one for `rules.ENTRY`; ``forecast`` goes with the plan."""
+        self._forecast = forecast
         self._plan = plan
         self._commands = dict(commands)
         self._logs = logs
@@ -199,7 +202,7 @@ class Supervisor:
         client = await self._client(entry.address)
         addresses = {name: address for name, (address, _) in action.hosts.items()}
         try:
-            accepted = await client.send_plan(self._plan.with_epoch(action.epoch), addresses)
+            accepted = await client.send_plan(self._plan.with_epoch(action.epoch), addresses, self._forecast)
         except PlanRefused as error:
             self._seen = replace(self._seen, refused=f"the entry refuses it: {error}")
             self._wake.set()

@@ -26,6 +26,7 @@ from splitinfer.segment_runtime.engine.factory import create_engine
 from splitinfer.segment_runtime.engine.port import EngineError
 from splitinfer.segment_runtime.entry.control import control_app
 from splitinfer.segment_runtime.entry.coordinator import Coordinator
+from splitinfer.segment_runtime.entry.forecasts import Forecasts
 from splitinfer.segment_runtime.entry.metrics import PipelineMetrics
 from splitinfer.segment_runtime.entry.pipeline import Pipeline
 from splitinfer.segment_runtime.entry.returns import ReturnService
@@ -164,6 +165,7 @@ async def serve(args: argparse.Namespace) -> int:
         pipeline = Pipeline(
             model.name, model.index.hidden_size, model.index.max_context_tokens, settings, metrics
         )
+        forecasts = Forecasts(registry, lambda: pipeline.plan)
         returns = ReturnService(pipeline)
         runtime_pb2_grpc.add_ActivationsServicer_to_server(returns, server)
         await server.start()
@@ -176,7 +178,7 @@ async def serve(args: argparse.Namespace) -> int:
             registry=registry,
         )
         public = await _listen(app, args.listen, "--listen")
-        private = await _listen(control_app(coordinator, pipeline), args.control, "--control")
+        private = await _listen(control_app(coordinator, pipeline, forecasts), args.control, "--control")
         stop, orphaned = asyncio.Event(), asyncio.Event()
         stop_on_signals(stop)
         if args.exit_with_parent:
