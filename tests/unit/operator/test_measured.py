@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from splitinfer.operator import cli
 from splitinfer.operator.commands import up
@@ -17,10 +18,12 @@ from splitinfer.operator.local.models import ModelFacts
 from splitinfer.operator.local.placing import Options, local_nodes
 from splitinfer.operator.local.profiling import FAR
 from splitinfer.operator.local.request import Request, check_request, make_request
+from splitinfer.operator.planning.measured import Measured, Server
 from splitinfer.operator.planning.question import HOST_OVERHEAD_BYTES
 from splitinfer.operator.spec.resource import SplitInference, resource
 from splitinfer.optimizer.capacity import CapacitySnapshot, LinkCapacity, NodeCapacity
 from splitinfer.optimizer.values import Known, Unknown
+from splitinfer.profiler.node_speeds import Asked
 from splitinfer.profiler.report import AgentReport, LinkReport
 from tests.support.stored import write_index
 
@@ -200,3 +203,45 @@ def test_given_cuts_and_a_given_snapshot_are_not_measured(
         request, _ = up.prepare(parsed(["up", "--model", "tiny", "--port", "0", *line]))
         assert request.plan.blocks == BLOCKS
     assert cli.main(["up", "--model", "tiny", "--port", "0", "--check"]) == 0
+
+
+@pytest.mark.parametrize("flag", [["--nodes", "2"], ["--cuts", "3"], ["--cuts", "equal"]])
+@pytest.mark.parametrize("source", [["--capacity", "SITE"], ["--prometheus", "http://127.0.0.1:9"]])
+def test_nodes_and_cuts_come_from_one_side_only(store: Path, source: list[str], flag: list[str]) -> None:
+    """The command line's are at odds with a snapshot, wherever it comes from."""
+    path = store.parent / "site.yaml"
+    path.write_text(yaml.safe_dump(site("a").model_dump(mode="json", by_alias=True)))
+    source = [str(path) if part == "SITE" else part for part in source]
+    with pytest.raises(UserError) as refused:
+        up.prepare(parsed(["up", "--model", "tiny", "--port", "0", *source, *flag]))
+    [(named, message)] = refused.value.problems
+    assert named == flag[0]
+    assert message == f"{source[0]} leaves nodes and cuts to the solver; remove one of the two"
+
+
+def test_up_plans_on_what_a_server_says(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Asked for this model, dtype and engine; the plan's nodes are the server's, and its notes are told."""
+    asked: list[tuple[Asked, Server]] = []
+
+    def measured(what: Asked, of: Server) -> Measured:
+        asked.append((what, of))
+        return Measured(site("edge-a", "edge-b"), ("a note",))
+
+    monkeypatch.setattr("splitinfer.operator.planning.measured.measured", measured)
+    line = ["up", "--model", "tiny", "--port", "0", "--prometheus", "http://p:9090", "--engine", "onnx"]
+    request, _ = up.prepare(parsed(line))
+    [(what, of)] = asked
+    assert (what.model, what.dtype, what.engine) == (request.model.digest, "float32", "onnx")
+    assert of.url == "http://p:9090"
+    assert request.nodes == request.plan.nodes
+    assert set(request.nodes) <= {"edge-a", "edge-b"}
+    assert request.basis is not None
+    assert capsys.readouterr().err == "note: a note\n"
+
+
+def test_flags_of_a_server_mean_nothing_without_one(store: Path) -> None:
+    """They are not passed over."""
+    with pytest.raises(UserError, match="--stale-after: is of --prometheus"):
+        up.prepare(parsed(["up", "--model", "tiny", "--port", "0", "--stale-after", "links=60"]))

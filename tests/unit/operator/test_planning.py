@@ -252,14 +252,6 @@ def test_up_without_a_plan_says_why(home: Path) -> None:
         up(home)
 
 
-@pytest.mark.parametrize(("options", "flag"), [({"nodes": 2}, "--nodes"), ({"cuts": (3,)}, "--cuts")])
-def test_up_takes_cuts_from_one_side_only(home: Path, options: dict[str, Any], flag: str) -> None:
-    """The command line's nodes and cuts are at odds with a snapshot."""
-    with pytest.raises(UserError) as refused:
-        up(home, **options)
-    assert refused.value.problems[0][0] == flag
-
-
 def test_the_graph_counts_what_the_store_holds(home: Path) -> None:
     """Bytes per dtype, KV, activations; a tied head is read for each row and held once."""
     model = find_model("store://tiny", home / "models", "model")

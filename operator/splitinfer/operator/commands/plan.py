@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splitinfer.operator.commands.arguments import prometheus
+from splitinfer.operator.commands.capacity import from_server, refuse_without_server
 
 if TYPE_CHECKING:
     from splitinfer.operator.local.models import ModelFacts
@@ -92,25 +93,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _capacity(arguments: argparse.Namespace, resource: SplitInference, model: ModelFacts) -> Measured:
     """From the file or from the server."""
-    from splitinfer.operator.errors import UserError
-    from splitinfer.operator.planning.measured import Measured, measured, server
+    from splitinfer.operator.planning.measured import Measured
     from splitinfer.operator.planning.snapshot import load_snapshot
-    from splitinfer.profiler.node_speeds import Asked
 
     if arguments.prometheus is not None:
         wanted = resource.spec.model
-        return measured(
-            Asked(model.digest, wanted.dtype, None if wanted.engine == "auto" else wanted.engine),
-            server(
-                arguments.prometheus,
-                arguments.prometheus_config,
-                arguments.nodes_file,
-                dict(arguments.stale_after),
-            ),
-        )
-    for flag in ("--prometheus-config", "--nodes-file", "--stale-after"):
-        if getattr(arguments, flag[2:].replace("-", "_")):
-            raise UserError(
-                flag, "is of --prometheus; with --capacity the snapshot says everything; remove it"
-            )
+        return from_server(arguments, model.digest, wanted.dtype, wanted.engine)
+    refuse_without_server(arguments, "with --capacity the snapshot says everything")
     return Measured(load_snapshot(arguments.capacity), ())

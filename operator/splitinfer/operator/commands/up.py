@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from splitinfer.operator.commands.arguments import DEVICE, cuts, device, node_engine
+from splitinfer.operator.commands.arguments import DEVICE, cuts, device, node_engine, prometheus
+from splitinfer.operator.commands.capacity import from_server, refuse_without_server
 
 if TYPE_CHECKING:
     from splitinfer.operator.local.models import ModelFacts
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from splitinfer.operator.local.placing import Options
     from splitinfer.operator.local.request import Request
     from splitinfer.operator.spec.resource import SplitInference
+    from splitinfer.optimizer.capacity import CapacitySnapshot
 
 DEFAULT_MODEL = "smollm2"
 DEFAULT_PORT = 8000
@@ -42,12 +45,14 @@ def register(subparsers: Any) -> None:
         metavar="I,J|equal",
         help="cut before these blocks, such as 10,20; nothing is measured or solved then",
     )
-    p.add_argument(
+    capacity = p.add_mutually_exclusive_group()
+    capacity.add_argument(
         "--capacity",
         type=Path,
         metavar="SNAPSHOT",
         help="plan with this capacity snapshot (YAML) in place of a measurement; a process stands for each node of the plan",
     )
+    prometheus(p, capacity)
     p.add_argument("--port", type=int, default=DEFAULT_PORT, help="port of the endpoint; 0 takes a free one")
     p.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16", "int8", "int4"], help="over the manifest's"
@@ -130,6 +135,12 @@ def asked(arguments: argparse.Namespace) -> tuple[SplitInference, Options]:
         raise UserError("--once", "there is nothing to answer; add --prompt TEXT")
     if arguments.prompt is not None and not arguments.prompt.strip():
         raise UserError("--prompt", "is empty; write what to ask")
+    if arguments.prometheus is None:
+        refuse_without_server(arguments, "nobody is asked without it")
+    for flag, given in (("--nodes", arguments.nodes), ("--cuts", arguments.cuts)):
+        if given is not None and (arguments.capacity, arguments.prometheus) != (None, None):
+            whose = "--prometheus" if arguments.capacity is None else "--capacity"
+            raise UserError(flag, f"{whose} leaves nodes and cuts to the solver; remove one of the two")
     if arguments.max_tokens < 1:
         raise UserError("--max-tokens", f"{arguments.max_tokens}: at least 1")
     check_port(arguments.port)
@@ -169,8 +180,22 @@ def request_of(arguments: argparse.Namespace, wanted: SplitInference, options: O
     with _by_flag(arguments):
         if options.cuts is None and options.capacity is None:
             model = check_request(wanted, options)
-            options = replace(_measured(wanted, options, model), spread=arguments.file is None)
+            if arguments.prometheus is not None:
+                options = replace(options, capacity=_known(arguments, wanted, options, model))
+            else:
+                options = replace(_measured(wanted, options, model), spread=arguments.file is None)
         return make_request(wanted, options)
+
+
+def _known(
+    arguments: argparse.Namespace, wanted: SplitInference, options: Options, model: ModelFacts
+) -> CapacitySnapshot:
+    """What a Prometheus server says of nodes, for which processes of this machine then stand."""
+    dtype = options.dtype or wanted.spec.model.dtype
+    known = from_server(arguments, model.digest, dtype, options.engine or wanted.spec.model.engine)
+    for note in known.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return known.snapshot
 
 
 def _measured(wanted: SplitInference, options: Options, model: ModelFacts) -> Options:

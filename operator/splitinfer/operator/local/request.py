@@ -155,9 +155,6 @@ def check_options(resource: SplitInference, options: Options) -> None:
         )
     if options.nodes is not None and options.nodes < 1:
         raise UserError("--nodes", f"{options.nodes}: at least 1 node runs the blocks")
-    for flag, given in (("--nodes", options.nodes), ("--cuts", options.cuts)):
-        if given is not None and options.capacity is not None and not options.measured:
-            raise UserError(flag, "--capacity leaves nodes and cuts to the solver; remove one of the two")
     if options.cuts is not None and resource.spec.placement.pins:
         raise UserError("--cuts", "spec.placement.pins say where blocks run; remove one of the two")
     model = resource.spec.model
