@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "smollm2"
 DEFAULT_NODES = 3
+BUSY = 0.1
+"""Share that others take, above which it is said."""
 
 
 def register(subparsers: Any) -> None:
@@ -63,9 +65,23 @@ def run(arguments: argparse.Namespace) -> int:
     taken = local_snapshot(found, arguments.dtype, names, time.time())
     missing = unknown_of(taken, arguments.dtype)
     _show(taken, arguments.dtype, arguments.output)
-    for line in missing:
-        print(f"unknown: {line}", file=sys.stderr)
+    for line in (*busy(taken), *missing):
+        print(line, file=sys.stderr)
     return 1 if missing else 0
+
+
+def busy(taken: CapacitySnapshot) -> list[str]:
+    """A warning where others use the machine: what was measured holds for as long as they do."""
+    from splitinfer.optimizer.values import Known
+
+    loads = [node.background_utilisation for node in taken.nodes]
+    most = max((load.value for load in loads if isinstance(load, Known)), default=0.0)
+    if most < BUSY:
+        return []
+    return [
+        "warning: other processes keep this machine busy: a host beside them is left "
+        f"{100 * (1 - most):.0f} % of its speed, and the snapshot says so"
+    ]
 
 
 def unknown_of(taken: CapacitySnapshot, dtype: str) -> list[str]:
@@ -76,10 +92,10 @@ def unknown_of(taken: CapacitySnapshot, dtype: str) -> list[str]:
     for node in taken.nodes:
         for name, reading in node.readings(dtype):
             if isinstance(reading, Unknown):
-                reasons[f"{name}: {reading.unknown}"] = None
+                reasons[f"unknown: {name}: {reading.unknown}"] = None
     for link in taken.links:
         if isinstance(link.round_trip_seconds, Unknown):
-            reasons[f"links: {link.round_trip_seconds.unknown}"] = None
+            reasons[f"unknown: links: {link.round_trip_seconds.unknown}"] = None
     return list(reasons)
 
 
