@@ -18,6 +18,7 @@ from splitinfer.operator.local.models import ModelFacts
 from splitinfer.operator.local.placing import Options, local_nodes
 from splitinfer.operator.local.profiling import FAR
 from splitinfer.operator.local.request import Request, check_request, make_request
+from splitinfer.operator.planning.capacity_table import busy
 from splitinfer.operator.planning.measured import Measured, Server
 from splitinfer.operator.planning.question import HOST_OVERHEAD_BYTES
 from splitinfer.operator.spec.resource import SplitInference, resource
@@ -245,3 +246,11 @@ def test_flags_of_a_server_mean_nothing_without_one(store: Path) -> None:
     """They are not passed over."""
     with pytest.raises(UserError, match="--stale-after: is of --prometheus"):
         up.prepare(parsed(["up", "--model", "tiny", "--port", "0", "--stale-after", "links=60"]))
+
+
+def test_a_machine_that_others_use_is_told(store: Path) -> None:
+    """What was measured holds for as long as they do; a little is no news."""
+    assert busy(site("a", background_utilisation=known(0.05))) is None
+    warning = busy(site("a", "b", background_utilisation=known(0.4)))
+    assert warning is not None
+    assert "is left 60 % of its speed" in warning

@@ -46,10 +46,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure or ask, and print; 1 when something is unknown."""
     import sys
 
-    from splitinfer.operator.planning.capacity_table import unknown_of
+    from splitinfer.operator.planning.capacity_table import busy, unknown_of
 
     taken = _measured(arguments) if arguments.prometheus is None else _given(arguments)
     _show(taken, arguments.dtype, arguments.output)
+    if arguments.prometheus is None and (warning := busy(taken)):
+        print(warning, file=sys.stderr)
     missing = unknown_of(taken, arguments.dtype)
     for line in missing:
         print(f"unknown: {line}", file=sys.stderr)

@@ -201,6 +201,7 @@ def _known(
 def _measured(wanted: SplitInference, options: Options, model: ModelFacts) -> Options:
     from splitinfer.operator.local.placing import local_nodes
     from splitinfer.operator.local.profiling import local_snapshot, measure
+    from splitinfer.operator.planning.capacity_table import busy
 
     dtype = options.dtype or wanted.spec.model.dtype
     nodes = local_nodes(wanted, options, model.blocks)
@@ -208,6 +209,8 @@ def _measured(wanted: SplitInference, options: Options, model: ModelFacts) -> Op
     engine = options.engine or wanted.spec.model.engine
     report = asyncio.run(measure(model, dtype, engine, options.device, options.threads, len(nodes)))
     found = local_snapshot(report, dtype, nodes, time.time())
+    if warning := busy(found):
+        print(warning, file=sys.stderr)
     return replace(options, capacity=found, measured=True)
 
 

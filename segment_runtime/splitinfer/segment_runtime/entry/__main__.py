@@ -15,7 +15,7 @@ from pathlib import Path
 import grpc
 import structlog
 from aiohttp import web
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 
 from splitinfer.segment_runtime.api.app import create_app
 from splitinfer.segment_runtime.api.server import Endpoint, EndpointUnavailable, start
@@ -161,6 +161,7 @@ async def serve(args: argparse.Namespace) -> int:
         codec = TextCodec.from_model(model)
         codec.start_chat()
         registry = CollectorRegistry()
+        ProcessCollector(registry=registry)  # its CPU time, which the node's agent takes off what others use
         metrics = PipelineMetrics(registry)
         pipeline = Pipeline(
             model.name, model.index.hidden_size, model.index.max_context_tokens, settings, metrics

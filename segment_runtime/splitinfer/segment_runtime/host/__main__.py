@@ -16,7 +16,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 
 from splitinfer.segment_runtime.arguments import Parser, node_name, seconds
 from splitinfer.segment_runtime.channel import SERVER_OPTIONS
@@ -75,6 +75,7 @@ async def serve(args: argparse.Namespace) -> int:
     server = grpc.aio.server(options=SERVER_OPTIONS)
     host, bound = bind(server, args.listen, "--listen")
     registry = CollectorRegistry()
+    ProcessCollector(registry=registry)  # its CPU time, which the node's agent takes off what others use
     try:
         metrics, _thread = start_http_server(args.metrics_port, addr=host.strip("[]"), registry=registry)
     except OSError as error:
