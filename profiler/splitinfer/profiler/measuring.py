@@ -72,7 +72,9 @@ class Measurer:
         probes = board.targets.probes
         self._tried = {probe: at for probe, at in self._tried.items() if probe in probes}
         cpus = (self._probed_cpus, node.cpus)
-        turn = due(probes, self._tried, board.ports.clock(), board.settings.probe_interval, cpus)
+        # Of the rounds, the one that is nearest to the end of a probe's interval.
+        interval = board.settings.probe_interval - board.settings.interval / 2
+        turn = due(probes, self._tried, board.ports.clock(), interval, cpus)
         if turn:
             self._probed_cpus = node.cpus
         for target in turn:
