@@ -20,9 +20,9 @@ from splitinfer.segment_runtime.host.hop import Hop
 from splitinfer.segment_runtime.host.metrics import HostMetrics, StepSums
 from splitinfer.segment_runtime.host.ranges import HostRanges
 from splitinfer.segment_runtime.host.streams import HopStreams
-from splitinfer.segment_runtime.host.work import work_of
 from splitinfer.segment_runtime.proto import runtime_pb2 as pb
 from splitinfer.segment_runtime.proto import runtime_pb2_grpc as rpc
+from splitinfer.segment_runtime.work import work_of
 from tests.unit.host.test_hop import frame, make
 
 SECONDS = 20

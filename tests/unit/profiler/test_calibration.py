@@ -25,14 +25,6 @@ from splitinfer.profiler.speeds import Speeds
 from splitinfer.profiler.steps import Phase, StepTotals
 
 PHASES: tuple[Phase, ...] = ("decode", "prefill")
-COLUMNS = (
-    "memory_bandwidth_bytes_per_second",
-    "flops_per_second",
-    "block_overhead_seconds",
-    "step_overhead_seconds",
-    "serialisation_bytes_per_second",
-)
-"""Of `Speeds`, in the order of the cost model's arrays."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +79,14 @@ def test_it_is_the_cost_model_that_plans_are_made_with(rows: int, prompt: int, c
         prefill_flops_per_token=unit.prefill_flops_per_token,
         decode_flops_per_token=unit.decode_flops_per_token,
     )
-    node = NodeSpeeds(*(np.array([getattr(SPEEDS, name)]) for name in COLUMNS), free=np.ones(1))
+    node = NodeSpeeds(
+        bandwidth=np.array([SPEEDS.memory_bandwidth_bytes_per_second]),
+        flops=np.array([SPEEDS.flops_per_second]),
+        block_overhead=np.array([SPEEDS.block_overhead_seconds]),
+        step_overhead=np.array([SPEEDS.step_overhead_seconds]),
+        serialise=np.array([SPEEDS.serialisation_bytes_per_second]),
+        free=np.ones(1),
+    )
     step = SPEEDS.step_overhead_seconds - BLOCK.frame_seconds
     one = totals(1, 1, rows, 0)
     decode = replace(one, block_context_tokens=rows * work.typical_context_tokens)

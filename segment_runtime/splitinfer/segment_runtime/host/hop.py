@@ -14,7 +14,6 @@ import numpy as np
 import structlog
 
 from splitinfer.segment_runtime.engine.port import Array, LoadedRange, StepInterrupted
-from splitinfer.segment_runtime.host.work import StepWork, work_of
 from splitinfer.segment_runtime.proto import runtime_pb2 as pb
 from splitinfer.segment_runtime.wire import (
     CheckedSlice,
@@ -28,6 +27,7 @@ from splitinfer.segment_runtime.wire import (
     kept_rows,
     put_array,
 )
+from splitinfer.segment_runtime.work import StepWork, work_of
 
 log = structlog.get_logger()
 

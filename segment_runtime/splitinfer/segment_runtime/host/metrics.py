@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from splitinfer.segment_runtime.host.ranges import HostRanges
-from splitinfer.segment_runtime.host.work import PHASES, Phase, StepWork
+from splitinfer.segment_runtime.work import PHASES, Phase, StepWork
 
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
