@@ -147,11 +147,13 @@ class World:
         await asyncio.sleep(0)
         return self.probe, self.probe_cost
 
-    async def _measure(self, address: str) -> LinkTimes:
+    async def _measure(self, address: str, sent: Callable[[int], None]) -> LinkTimes:
         self.asked.append((self.now, address))
         await asyncio.sleep(0)
         if address not in self.links:
             raise LinkProbeError(f"{address}: UNAVAILABLE")
+        sent(400_000)
+        sent(600_000)
         return self.links[address]
 
 

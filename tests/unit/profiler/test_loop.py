@@ -7,6 +7,7 @@ import time
 import pytest
 
 from splitinfer.profiler.exporter import Published
+from splitinfer.profiler.link_pace import Pace, pace
 from splitinfer.profiler.series import HOST_SERIES, PHASES
 from splitinfer.profiler.state import AgentState
 from splitinfer.profiler.targets import PeerTarget, ProbeTarget, Targets, TargetsError
@@ -137,30 +138,59 @@ async def test_a_few_links_are_all_probed_in_the_first_round(published: Publishe
     state = await world.run(5.0, published)
     assert sorted(state.links) == ["n0", "n1", "n2", "n3", "n4"]
     assert sorted(address for _, address in world.asked) == [f"h:{i + 1}" for i in range(6)]
-    assert (state.counts.link_errors, state.counts.link_bytes) == (1, 6_000_000)
+    assert (state.counts.link_errors, state.counts.link_bytes) == (1, 5_000_000)
 
 
 async def test_a_peer_that_goes_is_unknown_and_gets_no_turn_of_others(published: Published) -> None:
     """A link that fails is dropped when it does; and it waits for its next turn as all do."""
     peers = {f"n{i}": PeerTarget(address=f"h:{i + 1}") for i in range(4)}
     world = World(targets=[Targets(peers=peers)], links={f"h:{i + 1}": TIMES for i in range(4)})
-    await world.run(5.0, published)
+    await world.run(5.0, published, link_budget=40e6)
     del world.links["h:1"]
     world.asked.clear()
     world.targets = [Targets(peers=peers)]
-    state = await world.run(400.0, published, link_budget=40e6)  # four at once, then one in a round of 100 s
+    state = await world.run(900.0, published, link_budget=40e6)  # four at once, then one in 100 s
     assert set(state.links) == {"n1", "n2", "n3"}
     turns = [address for _, address in world.asked]
+    assert 12 <= len(turns) <= 14
     assert max(map(turns.count, turns)) - min(map(turns.count, turns)) <= 1
 
 
 async def test_the_link_budget_bounds_an_hour(published: Published) -> None:
-    """However many peers there are, and none is asked twice before every other was asked once."""
+    """However many peers there are: of those that can be kept fresh, all at once as far as it goes, then in turn."""
     peers = {f"n{i}": PeerTarget(address=f"h:{i + 1}") for i in range(40)}
     world = World(targets=[Targets(peers=peers)], links={f"h:{i + 1}": TIMES for i in range(40)})
     await world.run(3600.0, published, link_budget=100e6, interval=30.0)
-    assert 90 <= len(world.asked) <= 100
-    assert len({address for _, address in world.asked[:40]}) == 40
+    assert 60 <= len(world.asked) <= 100
+    turns = [address for _, address in world.asked]
+    assert (
+        len([at for at, _ in world.asked if at < 1002.0]) == 10
+    )  # a tenth of the budget, of a megabyte each
+    assert len({*turns}) == 14  # one in two rounds, and stale after 15 minutes
+    assert max(map(turns.count, turns)) - min(map(turns.count, turns)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("hour", "interval", "expected"),
+    [
+        (400e6, 10.0, Pace(1, 1, 90)),  # a megabyte in each round
+        (800e6, 10.0, Pace(2, 1, 90)),
+        (100e6, 10.0, Pace(1, 4, 22)),
+        (300e6, 10.0, Pace(1, 2, 45)),  # 0.75 links in a round: the rest is left over
+        (1.0, 10.0, Pace(1, 400_000_000, 2)),
+    ],
+)
+def test_the_pace_is_what_the_budget_allows_for_ever(hour: float, interval: float, expected: Pace) -> None:
+    """Nine tenths of it: the rest is what a new agent spends at once. The same number of links in each round."""
+    assert pace(hour, 1_000_000, interval, 900.0) == expected
+    assert expected.most * 1_000_000 * 3600 / (expected.every * interval) <= hour
+
+
+async def test_a_budget_of_nothing_probes_no_link(published: Published) -> None:
+    """And no division by it."""
+    world = World(targets=[Targets(peers={"a": PeerTarget(address="h:1")})], links={"h:1": TIMES})
+    await world.run(60.0, published, link_budget=0.0)
+    assert world.asked == []
 
 
 async def test_what_leaves_the_targets_leaves_the_export(published: Published) -> None:
