@@ -60,7 +60,7 @@ class Measurer:
         if self._pace is None:
             return
         wheel = sample(board.settings.node, peers, self._pace.most * (self._pace.fresh_rounds - 1))
-        while self._link_budget.left >= self._pace.most * board.ports.link_bytes:
+        while self._link_budget.allows(self._pace.most * board.ports.link_bytes):
             if self._round < self._links_due and self._asked.issuperset(wheel):
                 return
             self._links_due = self._round + self._pace.every
