@@ -35,9 +35,8 @@ from splitinfer.optimizer.question import Question
 from splitinfer.optimizer.solver import solve, warm_up
 from splitinfer.profiler.link_estimates import Estimates, estimate
 from splitinfer.profiler.link_schedule import FRESH_ROUNDS
-from splitinfer.profiler.links import LARGE_BYTES, ROUND_TRIPS, SMALL_BYTES, TRANSFERS, WARM
+from splitinfer.profiler.links import MOST_BYTES as PROBE_BYTES
 
-PROBE_BYTES = (WARM + ROUND_TRIPS) * SMALL_BYTES + TRANSFERS * LARGE_BYTES
 FRESH_SECONDS = 600.0
 """A reading is fresh for so long; the bytes per hour follow."""
 BLOCKS = 32
