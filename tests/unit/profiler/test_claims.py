@@ -41,8 +41,9 @@ def test_an_agent_that_speaks_no_more_for_a_node_leaves_nothing_of_it() -> None:
     """Its target was scraped since, under another name: what the range has of the old one is all withdrawn."""
     old = samples("a", node_values(), at=100, instance="x:1")
     new = samples("b", node_values(), at=110, instance="x:1")
-    assert said(old, new)["a"].values == {}
-    assert MEMORY in said(old, new)["b"].values
+    for order in ((old, new), (new, old)):
+        assert said(*order)["a"].values == {}
+        assert MEMORY in said(*order)["b"].values
 
 
 def test_names_that_the_server_gave_back_are_the_agents() -> None:
@@ -81,16 +82,19 @@ def test_two_agents_at_once_that_differ_leave_a_problem() -> None:
 
 
 @pytest.mark.parametrize(
-    ("last", "first", "problem"),
+    ("last", "first", "count", "problem"),
     [
-        (70, 10, False),  # ended before the other began
-        (85, 25, False),  # overlapped, and then missed more than two scrapes of 15 s
-        (89, 29, True),  # one missed scrape is no end
+        (70, 10, 5, False),  # ended before the other began
+        (70, 10, 2, False),  # the same, scraped so rarely that a minute without it says nothing
+        (85, 25, 5, False),  # overlapped, and then missed more than two scrapes of 15 s
+        (89, 29, 5, True),  # one missed scrape is no end
     ],
 )
-def test_an_agent_that_was_replaced_contradicts_nothing(last: float, first: float, problem: bool) -> None:
+def test_an_agent_that_was_replaced_contradicts_nothing(
+    last: float, first: float, count: int, problem: bool
+) -> None:
     """The one that is still scraped is the node's."""
-    old = spanning(samples("n", node_values(memory=1e9), at=last, instance="old:1"), first, 5)
+    old = spanning(samples("n", node_values(memory=1e9), at=last, instance="old:1"), first, count)
     new = spanning(samples("n", node_values(memory=2e9), at=118, instance="new:1"), 73, 4)
     for order in ((old, new), (new, old)):
         found = said(*order)["n"]

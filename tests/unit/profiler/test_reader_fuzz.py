@@ -33,7 +33,7 @@ EMPTY = b'{"status":"success","data":{"resultType":"matrix","result":[]}}'
 
 
 class Canned(Prometheus):
-    """A server whose answers are given: everything but the connection is the real one."""
+    """A server whose answer to the first question is given: everything but the connection is the real one."""
 
     def __init__(self, ours: bytes, time: bytes | None = None) -> None:
         super().__init__("http://canned:9090", HttpConfig())
@@ -45,7 +45,7 @@ class Canned(Prometheus):
         if query == "time()":
             return self._time
         assert at_seconds == NOW
-        return self._ours if query.startswith(OURS) else EMPTY
+        return self._ours if query.startswith(OURS[0]) else EMPTY
 
 
 def read(ours: bytes, nodes: Inventory | None = None, time: bytes | None = None) -> CapacitySnapshot:
