@@ -93,7 +93,7 @@ def local_snapshot(
     They are measured one at a time, each with its share of the CPUs; the memory is divided. All are trusted:
     whoever owns the machine sees every one of them.
     """
-    # The FLOPs of a block as the probe ran it: a chunk of so many tokens, each looking at half of them on average.
+    # The FLOPs of a block as the probe ran it: one chunk of so many tokens.
     probed = report.probe
     speeds: Speeds | str
     if isinstance(probed, str):
