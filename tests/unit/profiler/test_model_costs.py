@@ -72,6 +72,7 @@ def test_costs_are_kept_by_digest_and_dtype() -> None:
     assert model_costs(again, "float32") is model_costs(MODEL, "float32")
     assert model_costs(MODEL, "bfloat16") is not model_costs(MODEL, "float32")
     assert model_costs(replace(MODEL, digest="c"), "float32") is not model_costs(MODEL, "float32")
+    assert again == MODEL != replace(MODEL, digest="c")
 
 
 def test_a_thousand_blocks_keep_their_order() -> None:
