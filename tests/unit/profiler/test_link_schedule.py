@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitinfer.profiler.link_schedule import SITE_SAMPLES, Peer, peers_to_probe, sample
+from splitinfer.profiler.link_schedule import SITE_SAMPLES, Peer, links_to_keep, peers_to_probe, sample
 
 
 def network(nodes: int, sites: int | None) -> dict[str, Peer]:
@@ -17,51 +17,61 @@ def network(nodes: int, sites: int | None) -> dict[str, Peer]:
     return {f"n{i:04d}": Peer(f"h{i}:1", None if sites is None else f"s{i % sites}") for i in range(nodes)}
 
 
-def run(
-    node: str, peers: dict[str, Peer], rounds: int, most: int, fresh: int, dead: frozenset[str] = frozenset()
-) -> list[tuple[str, ...]]:
-    """What a node probes, round by round; a peer in ``dead`` never gives a reading."""
+def run(node: str, peers: dict[str, Peer], budgets: list[int], keep: int) -> list[tuple[str, ...]]:
+    """What a node probes, round by round of ten seconds."""
     at: dict[str, int] = {}
     probed = []
-    for number in range(rounds):
+    for number, most in enumerate(budgets):
         ages = {peer: 10.0 * (number - when) for peer, when in at.items()}
-        probed.append(peers_to_probe(node, peers, ages, number, most, fresh))
-        at |= {peer: number for peer in probed[-1] if peer not in dead}
+        probed.append(peers_to_probe(node, peers, ages, number, most, keep))
+        at |= dict.fromkeys(probed[-1], number)
     return probed
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     nodes=st.integers(2, 30),
-    most=st.integers(1, 4),
-    fresh=st.integers(2, 12),
-    dead=st.integers(0, 3),
+    keep=st.integers(1, 40),
+    budgets=st.lists(st.integers(0, 5), min_size=1, max_size=60),
     sites=st.sampled_from([None, 1, 3]),
 )
-def test_every_link_of_the_sample_is_measured_again_while_it_is_fresh(
-    nodes: int, most: int, fresh: int, dead: int, sites: int | None
+def test_a_link_waits_for_the_rest_of_the_sample_and_no_longer(
+    nodes: int, keep: int, budgets: list[int], sites: int | None
 ) -> None:
-    """In any ``fresh - 1`` rounds each peer of the sample is probed, also beside peers that never answer; within the budget."""
+    """However the budget falls: within it, and between two probes of a link nothing is probed twice."""
     peers = network(nodes, sites)
-    node = "n0000"
-    silent = frozenset(list(peers)[1 : 1 + dead])
-    wheel = sample(node, peers, most * (fresh - 1))
-    probed = run(node, peers, 4 * fresh, most, fresh, silent)
-    assert all(len(names) <= most for names in probed)
-    for begin in range(len(probed) - fresh + 2):
-        window = {name for names in probed[begin : begin + fresh - 1] for name in names}
-        assert window == set(wheel)
-    if nodes - 1 <= most * (fresh - 1):
-        assert set(wheel) == set(peers) - {node}, "few nodes: every pair"
+    wheel = sample("n0000", peers, keep)
+    rounds = run("n0000", peers, budgets, keep)
+    assert all(len(names) == min(most, len(wheel)) for names, most in zip(rounds, budgets, strict=True))
+    probed = [name for names in rounds for name in names]
+    assert set(probed) <= set(wheel)
+    if len(probed) >= len(wheel):
+        assert set(probed) == set(wheel)
+    last: dict[str, int] = {}
+    for at, name in enumerate(probed):
+        if name in last:
+            assert at - last[name] >= len(wheel) - max(budgets)
+            assert at - last[name] <= len(wheel) + max(budgets), "those of one round are alike"
+        last[name] = at
+    if nodes - 1 <= keep:
+        assert set(wheel) == set(peers) - {"n0000"}, "few nodes: every pair"
 
 
-def test_live_traffic_leaves_its_probes_to_the_oldest() -> None:
-    """A reading that is young at its turn is not probed; never measured peers have their turns all the same."""
-    peers = network(6, None)
-    wheel = sample("n0000", peers, 11)
-    ages = {wheel[0]: 1.0, wheel[1]: 50.0, wheel[2]: 90.0, wheel[3]: 20.0}
-    assert peers_to_probe("n0000", peers, ages, 0, 1) == (wheel[2],)
-    assert peers_to_probe("n0000", peers, ages, 4, 1) == (wheel[4],), "no reading: its own turn"
+def test_who_never_answers_does_not_get_every_turn_and_live_traffic_needs_none() -> None:
+    """What counts is when a peer was last asked or heard, not whether there is a reading."""
+    peers = network(4, None)
+    assert peers_to_probe("n0000", peers, {"n0001": 0.0, "n0002": 50.0, "n0003": 20.0}, 0, 1) == ("n0002",)
+    assert peers_to_probe("n0000", peers, {"n0001": 90.0, "n0002": 0.0, "n0003": 20.0}, 1, 1) == ("n0001",)
+    assert peers_to_probe("n0000", peers, {"n0001": 90.0, "n0002": 0.0}, 2, 1) == ("n0003",), "never asked"
+
+
+def test_a_budget_keeps_as_many_links_as_it_can_measure_again_in_time() -> None:
+    """400 MB per hour are 90 probes of 1.1 MB in a quarter of an hour, and a tenth is left for what goes wrong."""
+    assert links_to_keep(400e6, 1e6, 900.0) == 90
+    assert links_to_keep(0, 1e6, 900.0) == 0
+    for bad in ((-1, 1, 1), (1, 0, 1), (1, 1, 0)):
+        with pytest.raises(ValueError, match="must be"):
+            links_to_keep(*bad)
 
 
 @pytest.mark.parametrize("nodes", [2, 7, 12, 20])
@@ -69,7 +79,7 @@ def test_few_nodes_that_start_together_do_not_probe_one_node_together(nodes: int
     """In each round every node is probed by ``most`` others: the wheels are shifted against each other."""
     peers = network(nodes, 2)
     rounds = ceil((nodes - 1) / 2)
-    by_node = {node: run(node, peers, rounds, 2, 12) for node in peers}
+    by_node = {node: run(node, peers, [2] * rounds, 22) for node in peers}
     for number in range(rounds - 1):  # the last round may have one place less
         assert set(Counter(n for names in by_node.values() for n in names[number]).values()) == {2}
 
@@ -144,9 +154,9 @@ def test_no_budget_probes_nothing_and_too_much_of_one_no_more_than_there_is(most
     assert peers_to_probe("n0000", {}, {}, 0, 5) == ()
 
 
-@pytest.mark.parametrize("bad", [{"round_number": -1}, {"most": -1}, {"fresh_rounds": 1}])
-def test_what_makes_no_sense_is_refused_by_name(bad: dict[str, int]) -> None:
+@pytest.mark.parametrize("name", ["round_number", "most", "keep"])
+def test_what_makes_no_sense_is_refused_by_name(name: str) -> None:
     """By the argument's name."""
-    given_: dict[str, int] = {"round_number": 0, "most": 1, "fresh_rounds": 12, **bad}
-    with pytest.raises(ValueError, match=next(iter(bad))):
+    given_ = {"round_number": 0, "most": 1, "keep": 12, name: -1}
+    with pytest.raises(ValueError, match=name):
         peers_to_probe("n0000", network(3, None), {}, **given_)
