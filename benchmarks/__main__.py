@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: the runtime as users meet it, engines alone or against rivals, few bits, the optimizer."""
+"""``python -m benchmarks``: the runtime as users meet it, engines alone or against rivals, few bits, the optimizer, predictions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def main() -> int:
         "name",
         nargs="?",
         default="runtime",
-        choices=["runtime", "engine", "engines", "quality", "optimizer"],
+        choices=["runtime", "engine", "engines", "quality", "optimizer", "predictions"],
     )
     parser.add_argument(
         "--repeats", type=int, default=runtime.Sizes.repeats, help="turns of each measurement"
@@ -80,6 +80,10 @@ def main() -> int:
         from benchmarks import optimizer
 
         report = optimizer.run(args.seeds, args.seconds, note)
+    elif args.name == "predictions":
+        from benchmarks import predictions
+
+        report = predictions.run(args.repeats, note)
     else:
         report = runtime.run(sizes, note)
     print(report)

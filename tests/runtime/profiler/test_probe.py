@@ -63,6 +63,7 @@ def test_other_processes_on_the_cpu_do_not_slow_what_it_finds() -> None:
 
 def test_it_costs_less_than_loading_the_model_twice() -> None:
     """What a run takes of a CPU is counted from outside, and stays below what the interpreter and numpy alone take tenfold."""
+
     def cpu_seconds(command: list[str]) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
