@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: the runtime as users meet it, engines alone or against rivals, few bits, the optimizer, predictions."""
+"""``python -m benchmarks``: the runtime, engines alone or against rivals, few bits, the optimizer, links, predictions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def main() -> int:
         "name",
         nargs="?",
         default="runtime",
-        choices=["runtime", "engine", "engines", "quality", "optimizer", "predictions"],
+        choices=["runtime", "engine", "engines", "quality", "optimizer", "links", "predictions"],
     )
     parser.add_argument(
         "--repeats", type=int, default=runtime.Sizes.repeats, help="turns of each measurement"
@@ -37,8 +37,10 @@ def main() -> int:
         choices=["unsplit", "split", "batch", "prefill", "delay"],
         help="engines: this part, and others that are named so",
     )
-    parser.add_argument("--seeds", type=int, default=3, help="optimizer: instances of each kind")
-    parser.add_argument("--seconds", type=float, default=5.0, help="optimizer: time that each rival gets")
+    parser.add_argument("--seeds", type=int, default=3, help="optimizer, links: instances of each kind")
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, help="optimizer: time that each rival gets, links: each plan"
+    )
     parser.add_argument("--engine", default=runtime.Sizes.engine, help="runtime: onnx or torch")
     parser.add_argument("--dtype", default=runtime.Sizes.dtype, help="runtime: float32, int8, int4, ...")
     args = parser.parse_args()
@@ -84,6 +86,10 @@ def main() -> int:
         from benchmarks import predictions
 
         report = predictions.run(args.repeats, note)
+    elif args.name == "links":
+        from benchmarks import links
+
+        report = links.run(args.seeds, args.seconds, note)
     else:
         report = runtime.run(sizes, note)
     print(report)

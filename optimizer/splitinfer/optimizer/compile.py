@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from splitinfer.optimizer.canonical import canonical
-from splitinfer.optimizer.capacity import NodeCapacity
+from splitinfer.optimizer.capacity import NodeCapacity, kind_of
 from splitinfer.optimizer.chunking import Chunking
 from splitinfer.optimizer.cost import (
     Floats,
@@ -22,19 +22,22 @@ from splitinfer.optimizer.cost import (
     prefill_seconds,
 )
 from splitinfer.optimizer.graph import ModelGraph
-from splitinfer.optimizer.links import link_matrices
+from splitinfer.optimizer.links import LinkMatrices, link_matrices
 from splitinfer.optimizer.problem import Ineligible, Problem
 from splitinfer.optimizer.question import Question
 from splitinfer.optimizer.values import Known, Unknown
 from splitinfer.optimizer.wanted import Workload
 
 
-def compile_problem(question: Question, chunking: Chunking | None = None) -> Problem:
+def compile_problem(
+    question: Question, chunking: Chunking | None = None, links: LinkMatrices = link_matrices
+) -> Problem:
     """The arrays of a question.
 
     Args:
-        question: what is asked.
+        question: what to compile.
         chunking: of a prompt; by default that of a chain of one segment.
+        links: reads the snapshot's links, for who has a million of them in another form.
 
     Raises:
         OptimizerInputError: a constraint that names what is not there.
@@ -45,7 +48,7 @@ def compile_problem(question: Question, chunking: Chunking | None = None) -> Pro
     q.constraints.check_against(blocks, names)
     eligible, ineligible = _eligible(q)
     speeds = _speeds(q, eligible)
-    round_trip, bandwidth, dead = link_matrices(q, eligible)
+    round_trip, bandwidth, dead = links(q, eligible)
     decode = decode_seconds(q.graph, q.graph.blocks, speeds, q.workload)
     prefill = prefill_seconds(q.graph, q.graph.blocks, speeds, [float(chunking.tokens)] * blocks)
     hops = _hops(q, speeds, round_trip, bandwidth, chunking.tokens)
@@ -119,9 +122,9 @@ def _eligible(q: Question) -> tuple[list[NodeCapacity], list[Ineligible]]:
             ineligible.append(Ineligible(node.name, "forbidden"))
             continue
         unusable = [
-            f"{name} {q.snapshot.why_unusable(reading, q.now)}"
+            f"{name} {q.snapshot.why_unusable(reading, q.now, kind_of(name))}"
             for name, reading in node.readings(q.graph.dtype)
-            if q.snapshot.usable(reading, q.now) is None
+            if q.snapshot.usable(reading, q.now, kind_of(name)) is None
         ]
         if unusable:
             more = f" and {len(unusable) - 1} more" if len(unusable) > 1 else ""

@@ -247,7 +247,7 @@ def _words(question: Question, name: str) -> str:
                 if c.sensitive_blocks
                 else "the entry"
             )
-            return f"privacy ({what}, trusted are {', '.join(trusted[:5]) or 'no nodes'})"
+            return f"privacy ({what}, trusted: {', '.join(trusted[:5]) or 'none'})"
         case "max_segments":
             return f"at most {c.max_segments} segments"
         case "ttft_limit":

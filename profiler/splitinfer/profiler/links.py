@@ -25,6 +25,8 @@ ROUND_TRIPS = 15
 WARM = 3
 """Round trips that are not counted: the first ones open the connection and wake both ends."""
 TRANSFERS = 4
+PROBE_BYTES = (WARM + ROUND_TRIPS) * SMALL_BYTES + TRANSFERS * LARGE_BYTES
+"""That one probe sends at most."""
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 

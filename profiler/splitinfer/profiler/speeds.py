@@ -19,7 +19,6 @@ predicted as it was timed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -89,8 +88,16 @@ def parse_probe(line: str) -> ProbeResult:
         raise ProbeError(f"probe: {field}: {first['msg']}") from None
 
 
-def speeds_of(probe: ProbeResult) -> Speeds:
-    """What the cost model needs, from the times of one and two blocks.
+@dataclass(frozen=True, slots=True)
+class BlockSeconds:
+    """What one more block takes: a token after the probe's context, and a chunk of so many tokens."""
+
+    decode: float
+    prefill: float
+
+
+def block_seconds(probe: ProbeResult) -> BlockSeconds:
+    """Of one block of the model, under the node's quota.
 
     Raises:
         ProbeError: two blocks were not slower than one: the machine was disturbed, nothing can be told from it.
@@ -99,25 +106,39 @@ def speeds_of(probe: ProbeResult) -> Speeds:
     more = two.blocks - one.blocks
     if more < 1:
         raise ProbeError("probe: times: a range of one block and a larger one are needed")
-    block = (two.decode_one - one.decode_one) / more
+    decode = (two.decode_one - one.decode_one) / more
     prefill = (two.prefill - one.prefill) / more
-    if block <= 0 or prefill <= 0:
+    if decode <= 0 or prefill <= 0:
         raise ProbeError(
             f"probe: times: {two.blocks} blocks took no longer than {one.blocks}; the node was disturbed, probe again"
         )
+    share = _quota_share(probe, probe.threads)
+    return BlockSeconds(decode / share, prefill / share)
+
+
+def speeds_of(probe: ProbeResult) -> Speeds:
+    """What the cost model needs, from the times of one and two blocks.
+
+    Raises:
+        ProbeError: as `block_seconds`.
+    """
+    block = block_seconds(probe)
+    one, _ = probe.times
+    computes, serialises = _quota_share(probe, probe.threads), _quota_share(probe, 1)
     read = probe.weight_bytes + probe.context_tokens * probe.kv_bytes_per_token
-    bandwidth = max(probe.memory_bytes_per_second, read / block)
-    overhead = max(0.0, block - read / bandwidth)
-    arithmetic = max(
-        prefill - overhead, prefill / 2
-    )  # the overhead was timed elsewhere: it never takes it all
-    quota = inf if probe.quota_cpus is None else probe.quota_cpus
-    computes, serialises = min(1.0, quota / probe.threads), min(1.0, quota)
-    step = max(0.0, one.decode_one - one.blocks * block)
+    bandwidth = max(probe.memory_bytes_per_second * computes, read / block.decode)
+    overhead = max(0.0, block.decode - read / bandwidth)
+    # The overhead was timed elsewhere: it never takes it all.
+    arithmetic = max(block.prefill - overhead, block.prefill / 2)
+    step = max(0.0, one.decode_one / computes - one.blocks * block.decode)
     return Speeds(
-        memory_bandwidth_bytes_per_second=bandwidth * computes,
-        flops_per_second=probe.context_tokens * probe.prefill_flops_per_token / arithmetic * computes,
-        block_overhead_seconds=overhead / computes,
-        step_overhead_seconds=step / computes + probe.frame_seconds / serialises,
+        memory_bandwidth_bytes_per_second=bandwidth,
+        flops_per_second=probe.context_tokens * probe.prefill_flops_per_token / arithmetic,
+        block_overhead_seconds=overhead,
+        step_overhead_seconds=step + probe.frame_seconds / serialises,
         serialisation_bytes_per_second=probe.frame_bytes_per_second * serialises,
     )
+
+
+def _quota_share(probe: ProbeResult, threads: int) -> float:
+    return 1.0 if probe.quota_cpus is None else min(1.0, probe.quota_cpus / threads)

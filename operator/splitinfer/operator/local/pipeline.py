@@ -92,6 +92,7 @@ async def serve(
         screen, request.model.name, settings.port, request.model.root.absolute(), request.basis
     )
     logs = _fresh_folder(home() / "logs" / str(settings.port or f"pid-{os.getpid()}"))
+    promised = _promised(request)
     supervisor = Supervisor(
         request.plan,
         {
@@ -100,11 +101,11 @@ async def serve(
         },
         logs,
         recorder,
-        forecast=_promised(request),
+        forecast=promised,
     )
     stop = Stop(again=supervisor.kill)
     ask_on_signals(stop)
-    screen.plan(request)
+    screen.plan(request, promised)
     recorder.begin(supervisor)
 
     async def work() -> None:

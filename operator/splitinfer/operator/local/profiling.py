@@ -14,6 +14,7 @@ from splitinfer.operator.local.models import ModelFacts
 from splitinfer.optimizer.capacity import CapacitySnapshot
 from splitinfer.optimizer.plan import DTypeName
 from splitinfer.profiler.capacity import NodeMeasurement, snapshot
+from splitinfer.profiler.contention import share
 from splitinfer.profiler.report import AgentReport, LinkReport, ReportError, parse_report
 from splitinfer.profiler.speeds import ProbeError, Speeds, speeds_of
 
@@ -96,6 +97,11 @@ def local_snapshot(
         speeds = report.probe if isinstance(report.probe, str) else speeds_of(report.probe)
     except ProbeError as error:
         speeds = str(error)
+    left = None
+    if report.machine_cpus is not None and report.runnable_threads is not None:
+        # Without a probe it is one thread that is asked about: nothing is planned on it.
+        threads = 1 if isinstance(report.probe, str) else report.probe.threads
+        left = share(report.machine_cpus, report.runnable_threads, threads)
     free = None if report.free_memory_bytes is None else report.free_memory_bytes // len(nodes)
     link = report.links.get(FAR, "the link was not probed")
     times = link.times if isinstance(link, LinkReport) else link
@@ -104,7 +110,7 @@ def local_snapshot(
             name=node,
             speeds={dtype: speeds},
             free_memory_bytes=free,
-            utilisation=report.utilisation,
+            left=left,
             source="splitinfer profile",
             labels=TRUSTED,
             trusted=True,

@@ -227,14 +227,15 @@ class Supervisor:
 
     def _obituary(self, name: str, reason: str) -> str:
         child = self._children.get(name)
-        if child is None:
-            words = [self.status.last_error] if self.status and self.status.last_error else []
-            where = ""
-        else:
-            words = child.last_words()
-            where = f" (all of it in {child.log})"
-        said = "".join(f"\n  {line}" for line in words)
-        return f"{name}: {reason}; its last words{where}:{said}" if words else f"{name}: {reason}"
+        if child is None:  # it is the plan: the entry has told which node, what and the mend
+            told = self.status.last_error if self.status else None
+            return f"{told} ({name}: {reason})" if told else f"{name}: {reason}"
+        words = "".join(f"\n  {line}" for line in child.last_words())
+        return (
+            f"{name}: {reason}; its last words (all of it in {child.log}):{words}"
+            if words
+            else f"{name}: {reason}"
+        )
 
 
 def describe_exit(code: int) -> str:
