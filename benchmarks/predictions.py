@@ -38,7 +38,7 @@ from splitinfer.segment_runtime.store.importer import import_model
 DTYPE: DTypeName = "float32"
 ENGINE = "onnx"
 ENTRY = "entry"
-PROMPT_TOKENS, NEW_TOKENS = 192, 40
+PROMPT_TOKENS, NEW_TOKENS = 192, 28
 OUTPUT_TOKENS = 128
 """What plans are ranked for: TPOT and so many tokens' share of TTFT."""
 TPOT_ERROR, SEGMENT_ERROR, BEST = 0.15, 0.20, 2
