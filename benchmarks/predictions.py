@@ -1,8 +1,9 @@
 """Predictions beside what is observed: plans of different cuts, threads and background load, on the real model.
 
-For each number of threads and each load, the agent measures the machine as it does before ``splitinfer up``, with the load
-running. Then plans are served one after the other by the same processes. What each is observed at is held against what
-the optimizer predicts for the traffic that was observed.
+For each number of threads the agent measures the machine once, as it does before ``splitinfer up``. A probe tells the node's
+own speed, without what others take; at its low priority it would not come to its end beside a full load. What the load
+leaves is counted by the contention model. Then plans are served one after the other by the same processes. What each is
+observed at is held against what the optimizer predicts for the traffic that was observed.
 """
 
 from __future__ import annotations
@@ -201,17 +202,12 @@ def results(repeats: int, note: Note) -> Iterator[Result]:
     facts = find_model(f"store://{model.name}", model.path.parent, "model")
     for threads in sorted({case.threads for case in CASES}):
         mine = [case for case in CASES if case.threads == threads]
-        reports: dict[int, AgentReport] = {}
-        for case in mine:
-            if case.busy not in reports:
-                with busy(case.busy):
-                    found = asyncio.run(measure(facts, DTYPE, ENGINE, "cpu", threads, NODES))
-                reports[case.busy] = found
-                note(f"{threads} threads, {case.busy} busy: {found.model_dump_json()}")
+        report = asyncio.run(measure(facts, DTYPE, ENGINE, "cpu", threads, NODES))
+        note(f"{threads} threads: {report.model_dump_json()}")
         with chain(model, NODES, threads, concurrency=4, context=512, engine=ENGINE, dtype=DTYPE) as served:
             for number, case in enumerate(mine):
                 segments, recent = observe(served, case, number + 2, repeats)
-                result = held(case, segments, recent, basis_of(case, reports[case.busy]), facts)
+                result = held(case, segments, recent, basis_of(case, report), facts)
                 note(f"{case}: " + "; ".join(f"{f.name} {f.words}" for f in result.comparison.figures))
                 yield result
 
