@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: the runtime as users meet it, engines alone or against rivals, few bits, the optimizer, links of many nodes."""
+"""``python -m benchmarks``: the runtime, engines alone or against rivals, few bits, the optimizer, links, predictions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def main() -> int:
         "name",
         nargs="?",
         default="runtime",
-        choices=["runtime", "engine", "engines", "quality", "optimizer", "links"],
+        choices=["runtime", "engine", "engines", "quality", "optimizer", "links", "predictions"],
     )
     parser.add_argument(
         "--repeats", type=int, default=runtime.Sizes.repeats, help="turns of each measurement"
@@ -82,6 +82,10 @@ def main() -> int:
         from benchmarks import optimizer
 
         report = optimizer.run(args.seeds, args.seconds, note)
+    elif args.name == "predictions":
+        from benchmarks import predictions
+
+        report = predictions.run(args.repeats, note)
     elif args.name == "links":
         from benchmarks import links
 

@@ -3,7 +3,7 @@
 ``python -m splitinfer.segment_runtime.probe --model NAME --dtype D --engine E --threads T``
 
 The profiler's agent runs it at low priority, in a process of its own: the profiler knows no engine, and what a probe
-takes goes back to the system with it. One and two blocks are timed, so that what a step takes whatever its blocks can
+takes goes back to the system with it. One block and a few are timed, so that what a step takes whatever its blocks can
 be told from what a block takes. Before each step the caches are emptied: in a host, a block's weights were last
 touched a whole step ago.
 
@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from math import ceil
 from pathlib import Path
 from statistics import median
 
@@ -35,17 +36,16 @@ from splitinfer.segment_runtime.engine.cpu import largest_cache_bytes
 from splitinfer.segment_runtime.engine.factory import create_engine
 from splitinfer.segment_runtime.engine.port import Engine, EngineError, LoadedRange, SessionRows
 from splitinfer.segment_runtime.engine.threads import cpu_quota
-from splitinfer.segment_runtime.proto import runtime_pb2 as pb
+from splitinfer.segment_runtime.probe_frames import frame_times
 from splitinfer.segment_runtime.store.errors import StoreError
 from splitinfer.segment_runtime.store.reader import NUMPY_DTYPES, ModelStore, StoredModel
-from splitinfer.segment_runtime.wire import array_of, put_array
 
 CONTEXT = 128
 """Tokens in the cache of a session that decodes."""
 ROWS = 8
 """Sessions of the larger decode step."""
-FRAME_ROWS = 512
-"""Rows of a large frame: a prefill chunk."""
+MOST_BLOCKS = 6
+"""Of the larger range: what a probe takes is bounded."""
 FLUSH_BYTES = 96 << 20
 """Read to empty the caches where the machine does not say how large they are."""
 
@@ -96,8 +96,8 @@ class BlockTimes:
 class Probe:
     """What a probe found. Bytes per second are achieved, with ``threads`` threads.
 
-    ``frame_seconds`` is what a frame of one row takes to be written and read again, ``frame_bytes_per_second`` how fast
-    the activations of a larger one are. FLOPs are of one block and per token: 2 per weight, and 4 x hidden size per
+    ``frame_seconds`` is what a host does with a frame of one row beside the blocks, ``frame_bytes_per_second`` how fast
+    the activations of a larger one are written and read again. FLOPs are of one block and per token: 2 per weight, and 4 x hidden size per
     token of context looked at, which in a chunk are half of it on average. ``quota_cpus`` is what the control group
     lets the process use, on average; none of the times has it in it.
     """
@@ -153,36 +153,31 @@ def flush_bytes() -> int:
     return FLUSH_BYTES if cache is None else min(max(cache * 3 // 2, 32 << 20), 256 << 20)
 
 
-def frame_times(hidden_size: int, dtype: str, repeats: int, timer: Timer) -> tuple[float, float]:
-    """Seconds of a frame of one row through both ends, and bytes per second of the rows of a larger one."""
+def lever(blocks: int, weight_bytes: int, cache_bytes: int | None) -> int:
+    """Blocks of the larger range: their weights do not fit into the caches, and a disturbed step counts for a part only.
 
-    def through(rows: int) -> tuple[float, int]:
-        array = np.zeros((rows, hidden_size), NUMPY_DTYPES[activation_of(dtype)])  # type: ignore[arg-type]
-
-        def work() -> None:
-            frame = pb.Frame()
-            put_array(frame, array, activation_of(dtype))  # type: ignore[arg-type]
-            array_of(pb.Frame.FromString(frame.SerializeToString()))
-
-        return timer.best(work, repeats), array.nbytes
-
-    (one, small), (many, large) = through(1), through(FRAME_ROWS)
-    return one, (large - small) / max(many - one, one / 10)  # too fast to tell: a lower bound
+    A difference between one and two blocks is a small one between two noisy times; over more of them it is the same noise
+    by so many times as much. Between 2 and `MOST_BLOCKS`, of a model that has so many ``blocks``.
+    """
+    wanted = ceil(2 * (cache_bytes or FLUSH_BYTES) / weight_bytes)
+    return min(blocks, max(2, min(MOST_BLOCKS, wanted)))
 
 
 def measure(engine: Engine, model: StoredModel, dtype: str, repeats: int, timer: Timer) -> Probe:
-    """Time the first two blocks.
+    """Time one block, and a few.
 
     Raises:
         EngineError: the engine does not have the model or the dtype.
         StoreError: a damaged model.
     """
     free = engine.free_device_bytes  # before anything of ours is there
+    first = engine.load_range(model, 0, 1, dtype)
+    more = lever(model.index.blocks, first.weight_bytes, largest_cache_bytes())
     # The second range shares the block of the first, which is not loaded twice.
-    ranges = [engine.load_range(model, 0, blocks, dtype) for blocks in (1, min(2, model.index.blocks))]
-    first = ranges[0]
+    ranges = (first, engine.load_range(model, 0, more, dtype))
     memory = Memory(engine.threads, flush_bytes())
-    frame, frame_rate = frame_times(model.index.hidden_size, dtype, repeats, Timer(time.thread_time, median))
+    activation = activation_of(dtype)  # type: ignore[arg-type]  # checked by the engine, which loaded it
+    frame, frame_rate = frame_times(model.index.hidden_size, activation, 2 * repeats, memory.read)
     flops = 2.0 * model.index.block_values(0)
     looked_at = 4.0 * model.index.hidden_size * CONTEXT
     one, two = (_times(loaded, model, dtype, memory, repeats, timer) for loaded in ranges)
