@@ -2,16 +2,17 @@
 
 What was never measured, or too long ago, is *unknown*. A node with an unknown value is not eligible and a link with
 one is not used; both are named, with the reason. Sites keep a snapshot of many nodes short: a link between two nodes
-that nobody measured takes the reading of their sites.
+that nobody measured takes the reading of their sites, and what the nodes' own access makes of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from splitinfer.optimizer.access import NodeAccess, check_access
 from splitinfer.optimizer.values import (
     UNKNOWN,
     Fraction,
@@ -37,6 +38,15 @@ NODE_READINGS = (
 )
 """The readings that a node must have to be eligible, besides FLOP/s for the dtype."""
 _SPEEDS = ("memory_bandwidth_bytes_per_second", "serialisation_bytes_per_second")
+
+Kind = Literal["state", "speed", "link"]
+"""What a reading tells of: the state that a node is in, what it can do, or what a link can do."""
+_STATE = ("free_memory_bytes", "background_utilisation")
+
+
+def kind_of(name: str) -> Kind:
+    """The kind of a node's reading, by its name as `NodeCapacity.readings` gives it."""
+    return "state" if name in _STATE else "speed"
 
 
 class NodeCapacity(Value):
@@ -99,10 +109,16 @@ class CapacitySnapshot(Value):
     taken_at_seconds: NonNegative = 0.0
     """When it was taken, in seconds since the epoch."""
     stale_after_seconds: Annotated[float, Field(gt=0)] = 120.0
-    """A reading older than this is unknown."""
+    """A reading older than this is unknown, unless its kind has a bound of its own."""
+    speeds_stale_after_seconds: Annotated[float, Field(gt=0)] | None = None
+    """The bound of what a node can do: it is probed less often than memory and load are read, and changes less."""
+    links_stale_after_seconds: Annotated[float, Field(gt=0)] | None = None
+    """The bound of links: they are measured in rotation."""
     nodes: tuple[NodeCapacity, ...]
     links: tuple[LinkCapacity, ...] = ()
     site_links: tuple[SiteLink, ...] = ()
+    access: tuple[NodeAccess, ...] = ()
+    """What nodes themselves add to links that nobody measured."""
 
     def model_post_init(self, _context: object) -> None:
         """Names are unique, links lead somewhere, speeds are not zero. Raises OptimizerInputError."""
@@ -128,25 +144,31 @@ class CapacitySnapshot(Value):
                 if end not in sites:
                     raise OptimizerInputError(f"siteLinks[{index}].{field}", f"no node is at site {end!r}")
             _check_pair(f"siteLinks[{index}]", (between.from_site, between.to_site), pairs, between)
+        check_access(self.access, seen)
 
     def age_at(self, now_seconds: float) -> float:
         """Seconds since it was taken; a clock that went backwards makes nothing younger than it was."""
         return max(0.0, now_seconds - self.taken_at_seconds)
 
-    def usable(self, reading: Known | Unknown, now_seconds: float) -> float | None:
+    def bound_seconds(self, kind: Kind) -> float:
+        """The age up to which a reading of this kind counts."""
+        own = {"speed": self.speeds_stale_after_seconds, "link": self.links_stale_after_seconds}.get(kind)
+        return self.stale_after_seconds if own is None else own
+
+    def usable(self, reading: Known | Unknown, now_seconds: float, kind: Kind = "state") -> float | None:
         """The value, or None where it is unknown or stale by now."""
         if isinstance(reading, Unknown):
             return None
-        if reading.age_seconds + self.age_at(now_seconds) > self.stale_after_seconds:
+        if reading.age_seconds + self.age_at(now_seconds) > self.bound_seconds(kind):
             return None
         return reading.value
 
-    def why_unusable(self, reading: Known | Unknown, now_seconds: float) -> str:
+    def why_unusable(self, reading: Known | Unknown, now_seconds: float, kind: Kind = "state") -> str:
         """The reason, for a reading that `usable` gives None for."""
         if isinstance(reading, Unknown):
             return reading.unknown
         age = reading.age_seconds + self.age_at(now_seconds)
-        return f"stale: {age:.0f} s old, at most {self.stale_after_seconds:.0f} s ({reading.source})"
+        return f"stale: {age:.0f} s old, at most {self.bound_seconds(kind):.0f} s ({reading.source})"
 
 
 def _check_count(count: int) -> None:

@@ -1,7 +1,8 @@
 """What Prometheus' HTTP API answers to an instant query over a range selector, as samples. Pure.
 
 A range selector (``metric[2m]``) gives samples with the time at which they were scraped; an instant selector would give
-all of them the time of the query, and with it hide how old they are. Only the newest sample of a series counts.
+all of them the time of the query, and with it hide how old they are. The newest sample of a series counts; of those
+before it is kept what tells how a counter grew, and how often the series was scraped.
 
 Errors
 ------
@@ -10,8 +11,9 @@ AnswerError               the answer cannot be used; the message says what is wr
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
 
@@ -26,6 +28,23 @@ class AnswerError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """What the samples of a series before its newest one tell.
+
+    Attributes:
+        count: samples in the range, the newest too.
+        first_at_seconds: when the oldest of them was scraped.
+        first_value: of the oldest.
+        fell: a value was below the one before, or one of them is no number: as a counter, it was started anew.
+    """
+
+    count: int
+    first_at_seconds: float
+    first_value: float
+    fell: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """The newest sample of one series.
 
@@ -34,12 +53,14 @@ class Sample:
         labels: without the name.
         value: may be NaN or infinite, as Prometheus has it.
         at_seconds: when it was scraped, by Prometheus' clock.
+        span: of the range; None where this is the only sample in it.
     """
 
     name: str
     labels: Mapping[str, str]
     value: float
     at_seconds: float
+    span: Span | None = None
 
 
 class _Model(BaseModel):
@@ -95,9 +116,17 @@ def parse_samples(body: bytes) -> tuple[Sample, ...]:
         name = labels.pop("__name__", "")
         if not name:
             raise AnswerError("data.result: a series has no name; the query must select, not calculate")
-        at, text = max(series.values, key=lambda point: point[0])
-        samples.append(Sample(name, labels, _number(text), at))
+        points = sorted(((at, _number(text)) for at, text in series.values), key=lambda point: point[0])
+        at, value = points[-1]
+        samples.append(Sample(name, labels, value, at, _span(points)))
     return tuple(samples)
+
+
+def _span(points: Sequence[tuple[float, float]]) -> Span | None:
+    if len(points) == 1:
+        return None
+    grew = all(after >= before for (_, before), (_, after) in itertools.pairwise(points))
+    return Span(len(points), points[0][0], points[0][1], not grew)
 
 
 def parse_time(body: bytes) -> float:

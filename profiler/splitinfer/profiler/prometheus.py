@@ -142,9 +142,12 @@ class Prometheus:
     async def __aexit__(self, *_: object) -> None:
         await self._client.aclose()
 
-    async def samples(self, query: str) -> tuple[Sample, ...]:
-        """The newest sample of every series that a range selector finds. Raises PrometheusError."""
-        body = await self._ask(query)
+    async def samples(self, query: str, at_seconds: float | None = None) -> tuple[Sample, ...]:
+        """The newest sample of every series that a range selector finds, up to a time of the server's clock.
+
+        Raises PrometheusError.
+        """
+        body = await self._ask(query, at_seconds)
         try:
             return parse_samples(body)
         except AnswerError as error:
@@ -158,10 +161,12 @@ class Prometheus:
         except AnswerError as error:
             raise PrometheusError(f"{self._url}: {error}") from None
 
-    async def _ask(self, query: str) -> bytes:
+    async def _ask(self, query: str, at_seconds: float | None = None) -> bytes:
         seconds = self._config.timeout_seconds
         where = f"{str(self._url).rstrip('/')}/api/v1/query"
         form = {"query": query, "timeout": f"{max(1, round(seconds))}s"}
+        if at_seconds is not None:
+            form["time"] = f"{at_seconds:.3f}"
         try:
             async with (
                 asyncio.timeout(seconds),  # the client's own is for each part of an answer

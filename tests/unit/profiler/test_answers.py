@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 
 from splitinfer.profiler import answers
-from splitinfer.profiler.answers import AnswerError, Sample, parse_samples, parse_time
+from splitinfer.profiler.answers import AnswerError, Sample, Span, parse_samples, parse_time
 
 
 def matrix(*series: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -39,10 +39,24 @@ def test_the_newest_sample_of_each_series_counts_with_the_time_of_its_scrape() -
         warnings=["w"],
     )
     first, second, third = parse_samples(body(answer))
-    assert first == Sample("a", {"node": "x"}, 3.0, 12.0)
+    assert first == Sample("a", {"node": "x"}, 3.0, 12.0, Span(2, 10.25, 1000.0, fell=True))
     assert (second.labels, math.isnan(second.value)) == ({"node": "y"}, True)
     assert (third.name, third.value) == ("b", math.inf)
     assert parse_samples(body(matrix())) == ()
+
+
+@pytest.mark.parametrize(
+    ("values", "span"),
+    [
+        ([(1, "5")], None),
+        ([(3, "9"), (1, "5"), (2, "5")], Span(3, 1.0, 5.0, fell=False)),
+        ([(1, "5"), (2, "4"), (3, "9")], Span(3, 1.0, 5.0, fell=True)),
+        ([(1, "5"), (2, "NaN"), (3, "9")], Span(3, 1.0, 5.0, fell=True)),
+    ],
+)
+def test_of_older_samples_it_is_kept_how_a_counter_grew(values: object, span: Span | None) -> None:
+    """From the oldest on; a counter that fell in between, or was no number, tells nothing of the range."""
+    assert parse_samples(body(matrix(series(values=values))))[0].span == span
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""``splitinfer profile``: measure this machine, and print what is known of it. The YAML is a snapshot for ``plan`` and ``up``.
+"""``splitinfer profile``: measure this machine, or ask a Prometheus server, and print what is known.
 
-Exit code: 0 everything was measured, 1 something is unknown (it is named), 2 the input is wrong.
+The YAML is a snapshot for ``plan`` and ``up``. Exit code: 0 everything is known, 1 something is unknown (it is named), 2 the input is wrong.
 """
 
 from __future__ import annotations
@@ -9,39 +9,58 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from splitinfer.operator.commands.arguments import DEVICE, device
+from splitinfer.operator.commands.arguments import DEVICE, device, prometheus
+from splitinfer.operator.commands.capacity import from_server, refuse_without_server
 
 if TYPE_CHECKING:
     from splitinfer.optimizer.capacity import CapacitySnapshot
 
 DEFAULT_MODEL = "smollm2"
 DEFAULT_NODES = 3
+DEFAULT_DEVICE = "cpu"
 
 
 def register(subparsers: Any) -> None:
     """Add ``profile``."""
     p = subparsers.add_parser(
         "profile",
-        help="measure this machine and its links",
-        description="Measure this machine, and print what is known of it. The YAML is a snapshot for plan and up.",
+        help="measure this machine and its links, or print what a Prometheus server knows",
+        description="Measure this machine, or ask a Prometheus server, and print what is known. The YAML is a snapshot "
+        "for plan and up.",
     )
     p.add_argument("--model", default=DEFAULT_MODEL, metavar="NAME", help="whose blocks are timed")
     p.add_argument("--store", type=Path, metavar="DIR", help="model store (default $SPLITINFER_HOME/models)")
     p.add_argument("--dtype", choices=["float32", "bfloat16", "float16", "int8", "int4"], default="float32")
     p.add_argument("--engine", choices=["auto", "onnx", "torch"], default="auto")
-    p.add_argument("--device", default="cpu", type=device, metavar=DEVICE)
+    p.add_argument("--device", type=device, metavar=DEVICE, help=f"default {DEFAULT_DEVICE}")
     p.add_argument("--threads", type=int, metavar="T", help="default: the usable CPUs, divided by the nodes")
     p.add_argument(
-        "--nodes", type=int, default=DEFAULT_NODES, metavar="N", help="processes that stand for nodes"
+        "--nodes", type=int, metavar="N", help=f"processes that stand for nodes (default {DEFAULT_NODES})"
     )
+    prometheus(p)
     p.add_argument("-o", "--output", choices=["table", "json", "yaml"], default="table")
     p.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measure and print; 1 when something is unknown."""
-    import asyncio
+    """Measure or ask, and print; 1 when something is unknown."""
     import sys
+
+    from splitinfer.operator.planning.capacity_table import busy, unknown_of
+
+    taken = _measured(arguments) if arguments.prometheus is None else _given(arguments)
+    _show(taken, arguments.dtype, arguments.output)
+    if arguments.prometheus is None and (warning := busy(taken)):
+        print(warning, file=sys.stderr)
+    missing = unknown_of(taken, arguments.dtype)
+    for line in missing:
+        print(f"unknown: {line}", file=sys.stderr)
+    return 1 if missing else 0
+
+
+def _measured(arguments: argparse.Namespace) -> CapacitySnapshot:
+    """This machine, now."""
+    import asyncio
     import time
 
     from splitinfer.operator.errors import UserError
@@ -49,85 +68,52 @@ def run(arguments: argparse.Namespace) -> int:
     from splitinfer.operator.local.profiling import local_snapshot, measure
     from splitinfer.operator.local.request import MAX_THREADS
 
-    if not 1 <= arguments.nodes <= 64:
-        raise UserError("--nodes", f"{arguments.nodes}: from 1 to 64 processes")
+    refuse_without_server(arguments, "without it this machine is measured")
+    count = DEFAULT_NODES if arguments.nodes is None else arguments.nodes
+    if not 1 <= count <= 64:
+        raise UserError("--nodes", f"{count}: from 1 to 64 processes")
     if arguments.threads is not None and not 1 <= arguments.threads <= MAX_THREADS:
         raise UserError("--threads", f"{arguments.threads}: from 1 to {MAX_THREADS}")
     model = find_model(f"store://{arguments.model}", arguments.store or home() / "models", "--model")
-    found = asyncio.run(
-        measure(
-            model, arguments.dtype, arguments.engine, arguments.device, arguments.threads, arguments.nodes
-        )
-    )
-    names = [f"node-{i}" for i in range(arguments.nodes)]
-    taken = local_snapshot(found, model, arguments.dtype, names, time.time())
-    missing = unknown_of(taken, arguments.dtype)
-    _show(taken, arguments.dtype, arguments.output)
-    for line in missing:
-        print(f"unknown: {line}", file=sys.stderr)
-    return 1 if missing else 0
+    device = arguments.device or DEFAULT_DEVICE
+    found = asyncio.run(measure(model, arguments.dtype, arguments.engine, device, arguments.threads, count))
+    names = [f"node-{i}" for i in range(count)]
+    return local_snapshot(found, arguments.dtype, names, time.time())
 
 
-def unknown_of(taken: CapacitySnapshot, dtype: str) -> list[str]:
-    """Everything that is not known, with its reason; one line for what all nodes, or all links, share."""
-    from splitinfer.optimizer.values import Unknown
+def _given(arguments: argparse.Namespace) -> CapacitySnapshot:
+    """What a Prometheus server knows; nothing is measured."""
+    import sys
 
-    reasons: dict[str, None] = {}
-    for node in taken.nodes:
-        for name, reading in node.readings(dtype):
-            if isinstance(reading, Unknown):
-                reasons[f"{name}: {reading.unknown}"] = None
-    for link in taken.links:
-        if isinstance(link.round_trip_seconds, Unknown):
-            reasons[f"links: {link.round_trip_seconds.unknown}"] = None
-    return list(reasons)
+    from splitinfer.operator.errors import UserError
+    from splitinfer.operator.local.models import find_model, home
+
+    for flag in ("--nodes", "--threads", "--device"):
+        if getattr(arguments, flag[2:]) is not None:
+            raise UserError(
+                flag, "is of measuring this machine; with --prometheus nothing is measured; remove it"
+            )
+    model = find_model(f"store://{arguments.model}", arguments.store or home() / "models", "--model")
+    known = from_server(arguments, model.digest, arguments.dtype, arguments.engine)
+    for note in known.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return known.snapshot
 
 
 def _show(taken: CapacitySnapshot, dtype: str, form: str) -> None:
     import json
     import sys
 
-    if form != "table":
-        data = taken.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-        if form == "json":
-            json.dump(data, sys.stdout, indent=2)
-            print()
-        else:
-            import yaml
+    from splitinfer.operator.planning.capacity_table import show_table
 
-            yaml.safe_dump(data, sys.stdout, sort_keys=False)
+    if form == "table":
+        show_table(taken, dtype)
         return
-    from rich.console import Console
-    from rich.table import Table
+    data = taken.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    if form == "json":
+        json.dump(data, sys.stdout, indent=2)
+        print()
+    else:
+        import yaml
 
-    console = Console()
-    table = Table(title=f"nodes, {dtype}")
-    columns = ("node", "free memory", "memory GB/s", "GFLOP/s", "block ms", "step ms", "in use", "age s")
-    for name in columns:
-        table.add_column(name, justify="left" if name == "node" else "right")
-    for node in taken.nodes:
-        free, rate, block, step, _, load, flops = (reading for _, reading in node.readings(dtype))
-        cells = ((free, 1e-9, 2, " GB"), (rate, 1e-9, 1, ""), (flops, 1e-9, 1, ""), (block, 1e3, 3, ""))
-        more = ((step, 1e3, 3, ""), (load, 100.0, 0, "%"))
-        table.add_row(
-            node.name, *(_cell(*cell) for cell in (*cells, *more)), f"{getattr(free, 'age_seconds', 0):.0f}"
-        )
-    console.print(table)
-    links = Table(title="links: round trip ms / bandwidth MB/s")
-    links.add_column("from")
-    for node in taken.nodes:
-        links.add_column(node.name, justify="right")
-    known = {
-        (link.from_node, link.to_node): (
-            f"{_cell(link.round_trip_seconds, 1e3, 2, '')} / {_cell(link.bandwidth_bytes_per_second, 1e-6, 0, '')}"
-        )
-        for link in taken.links
-    }
-    for node in taken.nodes:
-        links.add_row(node.name, *(known.get((node.name, other.name), "") for other in taken.nodes))
-    console.print(links)
-
-
-def _cell(reading: Any, factor: float, digits: int, unit: str) -> str:
-    value = getattr(reading, "value", None)
-    return "unknown" if value is None else f"{value * factor:.{digits}f}{unit}"
+        yaml.safe_dump(data, sys.stdout, sort_keys=False)

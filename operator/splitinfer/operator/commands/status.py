@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from splitinfer.operator.local.compare import Comparison
     from splitinfer.operator.local.control import EntryStatus, HostStatus, RangeStatus
     from splitinfer.operator.local.runfile import RunFile
 
@@ -51,6 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
             "serving": pipeline.serving,
             "processes": dict(pipeline.processes),
         }
+        if status is not None and status.plan is not None:
+            facts["compared"] = _comparison(pipeline, status).data
         json.dump({**raw, **facts}, sys.stdout, indent=2)
         print()
         return 0
@@ -58,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not pipeline.serving or status is None:
         show_starting(console, pipeline, status)
     if status is not None and (pipeline.serving or status.plan is not None):
-        show(console, pipeline.endpoint or "unknown", status)
+        show(console, pipeline.endpoint or "unknown", status, _comparison(pipeline, status))
     return 0
 
 
@@ -83,6 +86,29 @@ def show_starting(console: Console, pipeline: RunFile, status: EntryStatus | Non
         console.print(f"last error: {status.last_error}", markup=False, highlight=False, soft_wrap=True)
 
 
+def _comparison(pipeline: RunFile, status: EntryStatus) -> Comparison:
+    """What is observed now beside what was to be expected of it."""
+    from splitinfer.operator.errors import UserError
+    from splitinfer.operator.local.compare import NO_BASIS, Comparison, traffic_of
+    from splitinfer.operator.local.models import find_model
+    from splitinfer.operator.planning.forecast import NoForecast, forecast
+
+    plan, recent = status.plan, status.recent
+    if plan is None:
+        return Comparison(recent, None, None, 0, "no plan serves")
+    traffic, expected, why = traffic_of(recent), None, None
+    if pipeline.basis is None or pipeline.store is None:
+        why = NO_BASIS
+    else:
+        try:
+            model = find_model(f"store://{plan.model.name}", pipeline.store, "model")
+            load = traffic or pipeline.basis.traffic
+            expected = forecast(model, plan.dtype, plan.segments, pipeline.basis, load)
+        except (NoForecast, UserError) as error:
+            why = str(error)
+    return Comparison(recent, traffic, expected, len(plan.segments), why)
+
+
 async def _ask(control: str) -> tuple[dict[str, Any], EntryStatus]:
     from splitinfer.operator.local.control import ControlClient
 
@@ -93,7 +119,7 @@ async def _ask(control: str) -> tuple[dict[str, Any], EntryStatus]:
         await client.aclose()
 
 
-def show(console: Console, endpoint: str, status: EntryStatus) -> None:
+def show(console: Console, endpoint: str, status: EntryStatus, comparison: Comparison) -> None:
     """The status for a person."""
     from rich.table import Table
 
@@ -111,7 +137,17 @@ def show(console: Console, endpoint: str, status: EntryStatus) -> None:
     if status.plan is not None:
         plan = status.plan
         table = Table(title=f"{plan.model.name}, {plan.blocks} blocks, {plan.dtype}")
-        for name in ("hop", "node", "blocks", "weight bytes", "KV bytes", "engine", "alive"):
+        for name in (
+            "hop",
+            "node",
+            "blocks",
+            "weight bytes",
+            "KV bytes",
+            "engine",
+            "alive",
+            "step ms",
+            "predicted",
+        ):
             table.add_column(name, justify="left" if name in ("node", "engine", "alive") else "right")
         for hop, segment in enumerate(plan.segments):
             host = status.hosts.get(segment.node)
@@ -124,6 +160,7 @@ def show(console: Console, endpoint: str, status: EntryStatus) -> None:
                 f"{loaded.kv_bytes:,}" if loaded else "unknown",
                 _engine(host, loaded),
                 "yes" if host and host.alive else "no",
+                *comparison.cells(hop),
             )
         console.print(table)
         for text in identities(status):
@@ -136,6 +173,8 @@ def show(console: Console, endpoint: str, status: EntryStatus) -> None:
     for name, label in (("ttft", "time to first token"), ("tpot", "time per output token")):
         median, p95 = (_ms(status.observed.get(f"{name}_{q}_seconds")) for q in ("p50", "p95"))
         line(f"{label}: median {median}, p95 {p95}")
+    for text in comparison.lines:
+        line(text)
 
 
 def _engine(host: HostStatus | None, loaded: RangeStatus | None) -> str:

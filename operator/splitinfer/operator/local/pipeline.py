@@ -29,6 +29,8 @@ from splitinfer.operator.local.request import Request
 from splitinfer.operator.local.show import Screen
 from splitinfer.operator.local.supervisor import Supervisor
 from splitinfer.operator.openai import ChatClient
+from splitinfer.operator.planning.forecast import forecast
+from splitinfer.optimizer.forecast import Forecast
 
 INTERRUPTED = 130
 
@@ -86,8 +88,11 @@ async def serve(
     parent = os.getppid()
     commands = commands or RuntimeCommands()
     screen = Screen(console or Console())
-    recorder = Recorder(screen, request.model.name, settings.port)
+    recorder = Recorder(
+        screen, request.model.name, settings.port, request.model.root.absolute(), request.basis
+    )
     logs = _fresh_folder(home() / "logs" / str(settings.port or f"pid-{os.getpid()}"))
+    promised = _promised(request)
     supervisor = Supervisor(
         request.plan,
         {
@@ -96,10 +101,11 @@ async def serve(
         },
         logs,
         recorder,
+        forecast=promised,
     )
     stop = Stop(again=supervisor.kill)
     ask_on_signals(stop)
-    screen.plan(request)
+    screen.plan(request, promised)
     recorder.begin(supervisor)
 
     async def work() -> None:
@@ -129,6 +135,14 @@ async def serve(
         if stop.asked():
             screen.note(f"stopping: {stop.why}")
     return INTERRUPTED if settings.once and stop.asked() else 0
+
+
+def _promised(request: Request) -> Forecast | None:
+    """What the plan is expected to do under the load that it was made for; None for a plan that was given."""
+    plan, basis = request.plan, request.basis
+    if basis is None:
+        return None
+    return forecast(request.model, plan.dtype, plan.segments, basis, basis.traffic)
 
 
 @contextlib.asynccontextmanager

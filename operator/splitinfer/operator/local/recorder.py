@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from splitinfer.operator.local import runfile
 from splitinfer.operator.local.control import EntryStatus
 from splitinfer.operator.local.decide import ENTRY
 from splitinfer.operator.local.programs import LOOPBACK
 from splitinfer.operator.local.supervisor import Listener, Supervisor
+from splitinfer.operator.planning.forecast import Basis
 
 
 class Recorder:
     """A `Listener` that writes the run file before it lets another listener tell what changed."""
 
-    def __init__(self, teller: Listener, model: str, port: int) -> None:
-        """``port`` as it was asked for; 0 where the entry takes a free one.
+    def __init__(
+        self, teller: Listener, model: str, port: int, store: Path | None = None, basis: Basis | None = None
+    ) -> None:
+        """``basis`` is what the plan was made with, in ``store``; ``port`` as it was asked for; 0 where the entry takes a free one.
 
         Raises:
             UserError: another pipeline has that port, though it may not listen yet.
         """
         self._teller = teller
         self._model = model
+        self._store = store
+        self._basis = basis
         self._name = runfile.claim(port)
         self._endpoint = f"http://{LOOPBACK}:{port}" if port else None
         self._serving = False
@@ -69,6 +75,8 @@ class Recorder:
             serving=self._serving,
             pid=pid,
             started=runfile.started_at(pid) or 0,
+            store=self._store,
+            basis=self._basis,
             processes={name: child.pid for name, child in self._supervisor.children.items()},
         )
         runfile.write(run, self._name)
