@@ -1,5 +1,7 @@
-"""``python -m benchmarks``: the runtime as users meet it, engines alone or against rivals, few bits, the optimizer, links of
-many nodes, and what profiling costs.
+"""``python -m benchmarks``: what is measured, and against what.
+
+The runtime as users meet it, engines alone or against rivals, few bits, the optimizer, links of many nodes, what profiling
+costs.
 """
 
 from __future__ import annotations
