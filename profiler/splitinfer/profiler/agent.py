@@ -90,7 +90,7 @@ async def measure_for_ever(args: argparse.Namespace, published: Published) -> No
             targets=(lambda: None) if args.targets is None else TargetsFile(args.targets).read,
             scrape=lambda url: scrape(session, url),
             probe=run_probe,
-            measure=measure,
+            measure=lambda address, sent: measure(address, sent=sent),
             link_bytes=MOST_BYTES,
         )
         await run(Board(settings, ports, published))
