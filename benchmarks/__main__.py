@@ -1,7 +1,7 @@
 """``python -m benchmarks``: what is measured, and against what.
 
-The runtime as users meet it, engines alone or against rivals, few bits, the optimizer, links of many nodes, what profiling
-costs.
+The runtime as users meet it, engines alone or against rivals, few bits, the optimizer, links of many nodes, predictions
+beside observations, what profiling costs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main() -> int:
         "name",
         nargs="?",
         default="runtime",
-        choices=["runtime", "engine", "engines", "quality", "optimizer", "links", "overhead"],
+        choices=["runtime", "engine", "engines", "quality", "optimizer", "links", "predictions", "overhead"],
     )
     parser.add_argument(
         "--repeats", type=int, default=runtime.Sizes.repeats, help="turns of each measurement"
@@ -86,6 +86,10 @@ def main() -> int:
         from benchmarks import optimizer
 
         report = optimizer.run(args.seeds, args.seconds, note)
+    elif args.name == "predictions":
+        from benchmarks import predictions
+
+        report = predictions.run(args.repeats, note)
     elif args.name == "links":
         from benchmarks import links
 

@@ -107,7 +107,7 @@ async def serve(args: argparse.Namespace) -> int:
         port = 0
     if not port:
         raise ValueError(f"--listen: {args.listen} cannot be bound; choose a free port, or 0")
-    up = {"node": args.node, "probe": f"{args.listen.rpartition(':')[0]}:{port}"}
+    up = {"event": "listening", "node": args.node, "probe": f"{args.listen.rpartition(':')[0]}:{port}"}
     rounds: set[asyncio.Task[None]] = set()
     if args.metrics is not None:
         published = Published(AgentState())

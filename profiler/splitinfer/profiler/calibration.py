@@ -53,7 +53,11 @@ class ProbedBlock(Protocol):
 
     @property
     def frame_seconds(self) -> float:
-        """Of the frame of one row, through both ends; in the speeds' step overhead."""
+        """What a host does with a frame of one row beside the blocks; in the speeds' step overhead."""
+
+    @property
+    def quota_cpus(self) -> float | None:
+        """That the control group lets the process use; in the speeds too."""
 
     @property
     def prefill_flops_per_token(self) -> float:
@@ -73,7 +77,8 @@ def predicted_seconds(totals: StepTotals, phase: Phase, speeds: Speeds, probe: P
     read = totals.blocks * probe.weight_bytes + totals.block_context_tokens * probe.kv_bytes_per_token
     memory = read / speeds.memory_bandwidth_bytes_per_second
     arithmetic = totals.block_rows * flops / speeds.flops_per_second
-    step = max(0.0, speeds.step_overhead_seconds - probe.frame_seconds)
+    frame = probe.frame_seconds / min(1.0, probe.quota_cpus or 1.0)
+    step = max(0.0, speeds.step_overhead_seconds - frame)
     return totals.steps * step + totals.blocks * speeds.block_overhead_seconds + max(memory, arithmetic)
 
 

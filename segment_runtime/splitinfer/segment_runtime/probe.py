@@ -3,7 +3,7 @@
 ``python -m splitinfer.segment_runtime.probe --model NAME --dtype D --engine E --threads T``
 
 The profiler's agent runs it at low priority, in a process of its own: the profiler knows no engine, and what a probe
-takes goes back to the system with it. One and two blocks are timed, so that what a step takes whatever its blocks can
+takes goes back to the system with it. One block and a few are timed, so that what a step takes whatever its blocks can
 be told from what a block takes. Before each step the caches are emptied: in a host, a block's weights were last
 touched a whole step ago.
 
@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from math import ceil, prod
 from pathlib import Path
 from statistics import median
 
@@ -35,17 +36,17 @@ from splitinfer.segment_runtime.engine.cpu import largest_cache_bytes
 from splitinfer.segment_runtime.engine.factory import create_engine
 from splitinfer.segment_runtime.engine.port import Engine, EngineError, LoadedRange, SessionRows
 from splitinfer.segment_runtime.engine.threads import cpu_quota
-from splitinfer.segment_runtime.proto import runtime_pb2 as pb
+from splitinfer.segment_runtime.probe_frames import frame_times
 from splitinfer.segment_runtime.store.errors import StoreError
+from splitinfer.segment_runtime.store.index import ModelIndex, block_unit
 from splitinfer.segment_runtime.store.reader import NUMPY_DTYPES, ModelStore, StoredModel
-from splitinfer.segment_runtime.wire import array_of, put_array
 
 CONTEXT = 128
 """Tokens in the cache of a session that decodes."""
 ROWS = 8
 """Sessions of the larger decode step."""
-FRAME_ROWS = 512
-"""Rows of a large frame: a prefill chunk."""
+MOST_BLOCKS = 6
+"""Of the larger range: what a probe takes is bounded."""
 FLUSH_BYTES = 96 << 20
 """Read to empty the caches where the machine does not say how large they are."""
 
@@ -96,8 +97,8 @@ class BlockTimes:
 class Probe:
     """What a probe found. Bytes per second are achieved, with ``threads`` threads.
 
-    ``frame_seconds`` is what a frame of one row takes to be written and read again, ``frame_bytes_per_second`` how fast
-    the activations of a larger one are. FLOPs are of one block and per token: 2 per weight, and 4 x hidden size per
+    ``frame_seconds`` is what a host does with a frame of one row beside the blocks, ``frame_bytes_per_second`` how fast
+    the activations of a larger one are written and read again. FLOPs are of one block and per token: 2 per weight, and 4 x hidden size per
     token of context looked at, which in a chunk are half of it on average. ``quota_cpus`` is what the control group
     lets the process use, on average; none of the times has it in it.
     """
@@ -153,38 +154,43 @@ def flush_bytes() -> int:
     return FLUSH_BYTES if cache is None else min(max(cache * 3 // 2, 32 << 20), 256 << 20)
 
 
-def frame_times(hidden_size: int, dtype: str, repeats: int, timer: Timer) -> tuple[float, float]:
-    """Seconds of a frame of one row through both ends, and bytes per second of the rows of a larger one."""
+def lever(blocks: int, weight_bytes: int, cache_bytes: int | None) -> int:
+    """Blocks of the larger range: their weights do not fit into the caches, and a disturbed step counts for a part only.
 
-    def through(rows: int) -> tuple[float, int]:
-        array = np.zeros((rows, hidden_size), NUMPY_DTYPES[activation_of(dtype)])  # type: ignore[arg-type]
+    A difference between one and two blocks is a small one between two noisy times; over more of them it is the same noise
+    by so many times as much. Between 2 and `MOST_BLOCKS`, of a model that has so many ``blocks``.
+    """
+    wanted = ceil(2 * (cache_bytes or FLUSH_BYTES) / weight_bytes)
+    return min(blocks, max(2, min(MOST_BLOCKS, wanted)))
 
-        def work() -> None:
-            frame = pb.Frame()
-            put_array(frame, array, activation_of(dtype))  # type: ignore[arg-type]
-            array_of(pb.Frame.FromString(frame.SerializeToString()))
 
-        return timer.best(work, repeats), array.nbytes
+def block_flops(index: ModelIndex) -> tuple[float, float]:
+    """FLOPs per token of a block's matrices, and of its attention per token that is looked at.
 
-    (one, small), (many, large) = through(1), through(FRAME_ROWS)
-    return one, (large - small) / max(many - one, one / 10)  # too fast to tell: a lower bound
+    As `splitinfer.profiler.model_costs` counts them, from which predictions are made; a test holds the two together.
+    """
+    shapes = {name: t.shape for name, t in index.units[block_unit(0)].tensors.items()}
+    widths = [shape[1] for name, shape in shapes.items() if name.endswith("o_proj.weight")]
+    matrices = 2.0 * sum(prod(shape) for shape in shapes.values() if len(shape) == 2)
+    return matrices, 4.0 * (widths[0] if widths else index.hidden_size)
 
 
 def measure(engine: Engine, model: StoredModel, dtype: str, repeats: int, timer: Timer) -> Probe:
-    """Time the first two blocks.
+    """Time one block, and a few.
 
     Raises:
         EngineError: the engine does not have the model or the dtype.
         StoreError: a damaged model.
     """
     free = engine.free_device_bytes  # before anything of ours is there
+    first = engine.load_range(model, 0, 1, dtype)
+    more = lever(model.index.blocks, first.weight_bytes, largest_cache_bytes())
     # The second range shares the block of the first, which is not loaded twice.
-    ranges = [engine.load_range(model, 0, blocks, dtype) for blocks in (1, min(2, model.index.blocks))]
-    first = ranges[0]
+    ranges = (first, engine.load_range(model, 0, more, dtype))
     memory = Memory(engine.threads, flush_bytes())
-    frame, frame_rate = frame_times(model.index.hidden_size, dtype, repeats, Timer(time.thread_time, median))
-    flops = 2.0 * model.index.block_values(0)
-    looked_at = 4.0 * model.index.hidden_size * CONTEXT
+    activation = activation_of(dtype)  # type: ignore[arg-type]  # checked by the engine, which loaded it
+    frame, frame_rate = frame_times(model.index.hidden_size, activation, 2 * repeats, memory.read)
+    matrices, attention = block_flops(model.index)
     one, two = (_times(loaded, model, dtype, memory, repeats, timer) for loaded in ranges)
     return Probe(
         model_digest=model.digest,
@@ -196,8 +202,9 @@ def measure(engine: Engine, model: StoredModel, dtype: str, repeats: int, timer:
         kv_bytes_per_token=first.kv_bytes_per_token,
         context_tokens=CONTEXT,
         rows=ROWS,
-        prefill_flops_per_token=flops + looked_at / 2,
-        decode_flops_per_token=flops + looked_at,
+        # A kernel computes all of a chunk's rectangle and masks it: a token of the prompt looks at as many as one that decodes.
+        prefill_flops_per_token=matrices + attention * CONTEXT,
+        decode_flops_per_token=matrices + attention * CONTEXT,
         memory_bytes_per_second=memory.bytes_per_second(repeats, timer),
         frame_seconds=frame,
         frame_bytes_per_second=frame_rate,

@@ -34,6 +34,7 @@ class Block:
     weight_bytes: int = 1 << 20
     kv_bytes_per_token: int = 1 << 8
     frame_seconds: float = 2.0**-12
+    quota_cpus: float | None = None
     prefill_flops_per_token: float = 2.0**22
     decode_flops_per_token: float = 2.0**21
 
