@@ -20,9 +20,9 @@ import json
 import mmap
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import ceil, prod
 from pathlib import Path
 from statistics import median
@@ -34,7 +34,7 @@ from splitinfer.optimizer.dtypes import activation_of
 from splitinfer.segment_runtime.cpu_options import add_thread_options, threads_of
 from splitinfer.segment_runtime.engine.cpu import largest_cache_bytes
 from splitinfer.segment_runtime.engine.factory import create_engine
-from splitinfer.segment_runtime.engine.port import Engine, EngineError, LoadedRange, SessionRows
+from splitinfer.segment_runtime.engine.port import Engine, EngineError, KvBlob, LoadedRange, SessionRows
 from splitinfer.segment_runtime.engine.threads import cpu_quota
 from splitinfer.segment_runtime.probe_frames import frame_times
 from splitinfer.segment_runtime.store.errors import StoreError
@@ -45,7 +45,7 @@ CONTEXT = 128
 """Tokens in the cache of a session that decodes."""
 ROWS = 8
 """Sessions of the larger decode step."""
-MOST_BLOCKS = 6
+MOST_BLOCKS = 4
 """Of the larger range: what a probe takes is bounded."""
 FLUSH_BYTES = 96 << 20
 """Read to empty the caches where the machine does not say how large they are."""
@@ -196,7 +196,8 @@ def measure(engine: Engine, model: StoredModel, dtype: str, repeats: int, timer:
     activation = activation_of(dtype)  # type: ignore[arg-type]  # checked by the engine, which loaded it
     frame, frame_rate = frame_times(model.index.hidden_size, activation, 2 * repeats, memory.read)
     matrices, attention = block_flops(model.index)
-    one, two = (_times(loaded, model, dtype, memory, repeats, timer) for loaded in ranges)
+    one, context = _times(first, model, dtype, memory, repeats, timer)
+    two, _ = _times(ranges[1], model, dtype, memory, repeats, timer, context)
     return Probe(
         model_digest=model.digest,
         dtype=dtype,
@@ -220,10 +221,22 @@ def measure(engine: Engine, model: StoredModel, dtype: str, repeats: int, timer:
 
 
 def _times(
-    loaded: LoadedRange, model: StoredModel, dtype: str, memory: Memory, repeats: int, timer: Timer
-) -> BlockTimes:
+    loaded: LoadedRange,
+    model: StoredModel,
+    dtype: str,
+    memory: Memory,
+    repeats: int,
+    timer: Timer,
+    context: KvBlob | None = None,
+) -> tuple[BlockTimes, KvBlob]:
+    """The times of a range, and the KV of a chunk in it.
+
+    With the ``context`` of one block every block gets that: what is in it takes no part of the time, and a chunk through
+    a large range is the dearest step of all, so that it is made no more often than it is timed.
+    """
     kind = NUMPY_DTYPES[activation_of(dtype)]  # type: ignore[arg-type]  # checked by the engine, which loaded it
     rows = np.random.default_rng(0).standard_normal((CONTEXT, model.index.hidden_size)).astype(kind)
+    blocks = loaded.stop - loaded.start
     chunks = min(ROWS, max(2, repeats // 2) + 1)
 
     def timed(batch: Sequence[SessionRows]) -> float:
@@ -231,12 +244,8 @@ def _times(
         count = sum(part.count for part in batch)
         return timer.seconds(lambda: loaded.step(rows[:count], batch))
 
-    for session in range(ROWS):
-        loaded.open(session, CONTEXT + (repeats + 1) + chunks)  # what is decoded below
-    prefill = [timed([SessionRows(session, 0, CONTEXT)]) for session in range(chunks)]
-    context = loaded.export_kv(0, 0, CONTEXT)
-    for session in range(chunks, ROWS):
-        loaded.import_kv(session, context)  # a chunk more would cost ten times as much
+    def prefill(sessions: Iterable[int]) -> list[float]:
+        return [timed([SessionRows(session, 0, CONTEXT)]) for session in sessions]
 
     def decode(sessions: int, repeats: int) -> float:
         taken = [
@@ -245,8 +254,17 @@ def _times(
         ]
         return timer.pick(taken[1:])  # the first warms
 
+    for session in range(ROWS + timer.more):
+        loaded.open(session, CONTEXT + (repeats + 1) + chunks)  # what is decoded below
+    given = context is not None
+    chunk = 0.0 if given else timer.pick(prefill(range(chunks))[1:])
+    kv = loaded.export_kv(0, 0, CONTEXT) if context is None else replace(context, data=context.data * blocks)
+    for session in range(0 if given else chunks, ROWS):
+        loaded.import_kv(session, kv)
     one, many = decode(1, repeats), decode(ROWS, chunks - 1)
-    return BlockTimes(loaded.stop - loaded.start, one, many, timer.pick(prefill[1:]))
+    if given:
+        chunk = timer.pick(prefill(range(ROWS, ROWS + timer.more)))  # the steps before have warmed
+    return BlockTimes(blocks, one, many, chunk), kv
 
 
 def parser() -> argparse.ArgumentParser:
