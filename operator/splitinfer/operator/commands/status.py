@@ -95,7 +95,7 @@ def _comparison(pipeline: RunFile, status: EntryStatus) -> Comparison:
 
     plan, recent = status.plan, status.recent
     if plan is None:
-        return Comparison(recent, None, None, 0, "no plan serves")
+        return Comparison(recent, None, None, (), "no plan serves")
     traffic, expected, why = traffic_of(recent), None, None
     if pipeline.basis is None or pipeline.store is None:
         why = NO_BASIS
@@ -106,7 +106,7 @@ def _comparison(pipeline: RunFile, status: EntryStatus) -> Comparison:
             expected = forecast(model, plan.dtype, plan.segments, pipeline.basis, load)
         except (NoForecast, UserError) as error:
             why = str(error)
-    return Comparison(recent, traffic, expected, len(plan.segments), why)
+    return Comparison(recent, traffic, expected, tuple(segment.node for segment in plan.segments), why)
 
 
 async def _ask(control: str) -> tuple[dict[str, Any], EntryStatus]:
@@ -137,17 +137,7 @@ def show(console: Console, endpoint: str, status: EntryStatus, comparison: Compa
     if status.plan is not None:
         plan = status.plan
         table = Table(title=f"{plan.model.name}, {plan.blocks} blocks, {plan.dtype}")
-        for name in (
-            "hop",
-            "node",
-            "blocks",
-            "weight bytes",
-            "KV bytes",
-            "engine",
-            "alive",
-            "step ms",
-            "predicted",
-        ):
+        for name in ("hop", "node", "blocks", "weight bytes", "KV bytes", "engine", "alive"):
             table.add_column(name, justify="left" if name in ("node", "engine", "alive") else "right")
         for hop, segment in enumerate(plan.segments):
             host = status.hosts.get(segment.node)
@@ -160,7 +150,6 @@ def show(console: Console, endpoint: str, status: EntryStatus, comparison: Compa
                 f"{loaded.kv_bytes:,}" if loaded else "unknown",
                 _engine(host, loaded),
                 "yes" if host and host.alive else "no",
-                *comparison.cells(hop),
             )
         console.print(table)
         for text in identities(status):
