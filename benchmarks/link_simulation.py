@@ -15,10 +15,7 @@ from splitinfer.optimizer.values import Known
 from splitinfer.profiler.coordinates import Ints
 from splitinfer.profiler.link_estimates import Estimates
 from splitinfer.profiler.link_fit import grouped_medians
-from splitinfer.profiler.link_schedule import FRESH_ROUNDS, Peer, peers_to_probe
-
-MOST = 2
-"""Links that a node probes per round."""
+from splitinfer.profiler.link_schedule import Peer, longest_waiting, sample
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,33 +34,25 @@ class Probing:
     busiest: tuple[int, int]
 
 
-def probing(truth: Topology, known: bool, most: int = MOST, fresh_rounds: int = FRESH_ROUNDS) -> Probing:
+def probing(truth: Topology, known: bool, keep: int, most: int = 1) -> Probing:
     """Every node decides for itself, round after round, until nobody finds a peer that it has not measured."""
     peers = {
         name: Peer("", site if known else None) for name, site in zip(truth.names, truth.sites, strict=True)
     }
     index = {name: i for i, name in enumerate(truth.names)}
-    measured: dict[str, dict[str, float]] = {name: {} for name in truth.names}
-    total, worst = np.zeros(len(index), dtype=np.int64), 0
-    for round_number in range(fresh_rounds):
-        load, new = np.zeros(len(index), dtype=np.int64), False
-        for node, ages in measured.items():
-            for peer in peers_to_probe(
-                node,
-                peers,
-                {p: round_number - at for p, at in ages.items()},
-                round_number,
-                most,
-                fresh_rounds,
-            ):
-                new = new or peer not in ages
-                ages[peer] = round_number
+    wheels = {name: sample(name, peers, keep) for name in truth.names}
+    measured: dict[str, dict[str, int]] = {name: {} for name in truth.names}
+    total, worst, rounds = np.zeros(len(index), dtype=np.int64), 0, 0
+    while any(len(measured[name]) < len(wheel) for name, wheel in wheels.items()):
+        load = np.zeros(len(index), dtype=np.int64)
+        for name, wheel in wheels.items():
+            ages = {peer: float(rounds - at) for peer, at in measured[name].items()}
+            for peer in longest_waiting(wheel, ages, rounds, most):
+                measured[name][peer] = rounds
                 load[index[peer]] += 1
-        if not new:
-            break
-        total, worst = total + load, max(worst, int(load.max()))
+        total, worst, rounds = total + load, max(worst, int(load.max())), rounds + 1
     pairs = np.array([(index[a], index[b]) for a, found in measured.items() for b in found], dtype=np.int64)
-    return Probing(pairs[:, 0], pairs[:, 1], round_number, (int(total.max()), worst))
+    return Probing(pairs[:, 0], pairs[:, 1], rounds, (int(total.max()), worst))
 
 
 def measured_links(truth: Topology, pairs: Probing, seed: int) -> tuple[LinkCapacity, ...]:

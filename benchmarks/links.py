@@ -14,7 +14,6 @@ import numpy as np
 
 from benchmarks.instances import Shape, question_of
 from benchmarks.link_simulation import (
-    MOST,
     Errors,
     Probing,
     by_medians,
@@ -34,35 +33,42 @@ from splitinfer.optimizer.problem import Problem
 from splitinfer.optimizer.question import Question
 from splitinfer.optimizer.solver import solve, warm_up
 from splitinfer.profiler.link_estimates import Estimates, estimate
-from splitinfer.profiler.link_schedule import FRESH_ROUNDS
-from splitinfer.profiler.links import LARGE_BYTES, ROUND_TRIPS, SMALL_BYTES, TRANSFERS, WARM
+from splitinfer.profiler.link_schedule import links_to_keep
+from splitinfer.profiler.links import MOST_BYTES as PROBE_BYTES
 
-PROBE_BYTES = (WARM + ROUND_TRIPS) * SMALL_BYTES + TRANSFERS * LARGE_BYTES
-FRESH_SECONDS = 600.0
-"""A reading is fresh for so long; the bytes per hour follow."""
+ROUND_SECONDS, FRESH_SECONDS = 10.0, 900.0
+"""A link per round, and how long a reading is fresh."""
+WIDE, NARROW = 400e6, 100e6
+"""Bytes per hour that a node may send."""
 BLOCKS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Nodes at sites; ``known`` says whether the profiler is told the sites."""
+    """Nodes at sites; ``known`` says whether the profiler is told the sites. ``budget`` is in bytes per node and hour."""
 
     nodes: int
     sites: int
     known: bool = True
+    budget: float = WIDE
 
     def __str__(self) -> str:
-        return f"{self.nodes:,} at {self.sites} sites" + ("" if self.known else " that nobody names")
+        sites = f"{self.sites} sites" + ("" if self.known else " that nobody names")
+        return f"{self.nodes:,} at {sites}, {self.budget / 1e6:.0f} MB/h"
+
+    @property
+    def keep(self) -> int:
+        """Links that a node keeps measured."""
+        return links_to_keep(self.budget, PROBE_BYTES, FRESH_SECONDS)
 
 
 SIZES = (
     Size(12, 3),
-    Size(100, 10),
-    Size(100, 10, known=False),
-    Size(1000, 30),
-    Size(1000, 100),
+    Size(100, 10, budget=NARROW),
+    Size(100, 10, known=False, budget=NARROW),
+    *(Size(1000, sites, budget=budget) for sites in (30, 100, 300) for budget in (WIDE, NARROW)),
     Size(1000, 100, known=False),
-    Size(1000, 300),
+    Size(1000, 100, known=False, budget=NARROW),
 )
 
 
@@ -72,8 +78,8 @@ def run(seeds: int, seconds: float, note: Callable[[str], None]) -> str:
     lines = [
         "### What is probed",
         "",
-        f"At most {MOST} links per node and round, readings fresh for {FRESH_ROUNDS} rounds or {FRESH_SECONDS:g} s, "
-        f"{PROBE_BYTES / 1e6:.2f} MB per probe.",
+        f"Each node probes at most one link at a time, each {ROUND_SECONDS:g} s, and each link of its sample again while the "
+        f"reading is fresh, {FRESH_SECONDS:g} s. A probe is {PROBE_BYTES / 1e6:.2f} MB.",
         "",
         "| nodes | ordered pairs | probed | rounds until complete | MB per node and hour | probes of one node: mean, most, most in one round | estimates, s |",
         "|---|---|---|---|---|---|---|",
@@ -111,7 +117,7 @@ class Trial:
 
 def _trial(size: Size, seed: int, seconds: float) -> Trial:
     truth = topology(size.nodes, size.sites, seed)
-    pairs = probing(truth, size.known)
+    pairs = probing(truth, size.known, size.keep)
     links = measured_links(truth, pairs, seed)
     began = time.process_time()
     sites = {name: site if size.known else None for name, site in zip(truth.names, truth.sites, strict=True)}
@@ -171,7 +177,7 @@ def _probed(size: Size, trials: list[Trial]) -> str:
     pairs = size.nodes * (size.nodes - 1)
     probed = median(trial.probed for trial in trials)
     rounds = max(trial.rounds for trial in trials)
-    per_hour = probed / size.nodes * PROBE_BYTES * 3600 / (FRESH_SECONDS / FRESH_ROUNDS * rounds) / 1e6
+    per_hour = probed / size.nodes * PROBE_BYTES * 3600 / FRESH_SECONDS / 1e6
     return (
         f"| {size} | {pairs:,} | {100 * probed / pairs:.1f}% | {rounds} | {per_hour:.0f} | {probed / size.nodes:.0f}, "
         f"{max(t.busiest[0] for t in trials)}, {max(t.busiest[1] for t in trials)} "

@@ -1,66 +1,26 @@
-"""A real Prometheus server for tests: from the machine, or from Debian's package, unpacked into a cache folder.
-
-The package is not installed: that would start a service on a machine where somebody only runs tests.
-"""
+"""A real Prometheus server for tests, with settings and data in a folder of the test's own."""
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import pytest
 import yaml
 
+from tests.support.programs import program
 from tests.support.waiting import until
 
-CACHE = Path.home() / ".cache" / "splitinfer" / "tools" / "prometheus"
-MEND = "install Prometheus 2.42 or newer so that `prometheus` is on PATH (on Debian and Ubuntu: apt-get install prometheus)"
 SCRAPE_SECONDS = 1.0
 
 
 def prometheus_binary() -> str:
-    """The server's program; the test fails, and says what to install, where there is none to be had."""
-    found = shutil.which("prometheus")
-    if found is not None:
-        return found
-    unpacked = CACHE / "usr" / "bin" / "prometheus"
-    if not unpacked.exists():
-        if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
-            pytest.fail(f"no Prometheus server on this machine; {MEND}")
-        CACHE.parent.mkdir(parents=True, exist_ok=True)
-        with (CACHE.parent / "prometheus.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # two test runs at once would unpack over one another
-            if not unpacked.exists():
-                _unpack()
-    return str(unpacked)
-
-
-def _unpack() -> None:
-    with tempfile.TemporaryDirectory(dir=CACHE.parent) as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        done = _apt(folder, "download", "prometheus")
-        if done.returncode != 0 and os.geteuid() == 0:
-            _apt(folder, "update")  # a fresh machine has no list of packages
-            done = _apt(folder, "download", "prometheus")
-        packages = list(folder.glob("*.deb"))
-        if not packages:
-            pytest.fail(f"Debian's package of Prometheus cannot be had: {done.stderr.strip()}; {MEND}")
-        subprocess.run(["dpkg-deb", "-x", str(packages[0]), str(folder / "root")], check=True)
-        (folder / "root").rename(CACHE)
-
-
-def _apt(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["apt-get", "-qq", *arguments], cwd=folder, capture_output=True, text=True)
+    """The server's program."""
+    return program("prometheus", package="prometheus")
 
 
 class PrometheusServer:

@@ -22,7 +22,7 @@ from prometheus_client import start_http_server
 
 from splitinfer.profiler.board import Board, Ports, Settings, log
 from splitinfer.profiler.exporter import AgentCollector, Published, registry_of
-from splitinfer.profiler.links import PROBE_BYTES, echo_handlers, measure
+from splitinfer.profiler.links import MOST_BYTES, echo_handlers, measure
 from splitinfer.profiler.loop import run
 from splitinfer.profiler.machine import (
     available_memory,
@@ -90,8 +90,8 @@ async def measure_for_ever(args: argparse.Namespace, published: Published) -> No
             targets=(lambda: None) if args.targets is None else TargetsFile(args.targets).read,
             scrape=lambda url: scrape(session, url),
             probe=run_probe,
-            measure=measure,
-            link_bytes=PROBE_BYTES,
+            measure=lambda address, sent: measure(address, sent=sent),
+            link_bytes=MOST_BYTES,
         )
         await run(Board(settings, ports, published))
 
@@ -107,7 +107,7 @@ async def serve(args: argparse.Namespace) -> int:
         port = 0
     if not port:
         raise ValueError(f"--listen: {args.listen} cannot be bound; choose a free port, or 0")
-    up = {"node": args.node, "probe": f"{args.listen.rpartition(':')[0]}:{port}"}
+    up = {"event": "listening", "node": args.node, "probe": f"{args.listen.rpartition(':')[0]}:{port}"}
     rounds: set[asyncio.Task[None]] = set()
     if args.metrics is not None:
         published = Published(AgentState())

@@ -111,6 +111,7 @@ class AgentsSource:
         if response.status_code != 200:
             return f"{response.status_code} instead of metrics"
         try:
-            return _Kept(parse_exposition(body, address, 0.0), asked_at)
+            samples = parse_exposition(body, address, 0.0)
         except ExpositionError as error:
             return str(error)
+        return _Kept(samples, asked_at) if samples else "says nothing of any node; is it an agent?"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from splitinfer.optimizer.capacity import CapacitySnapshot, LinkCapacity, NodeCapacity
+from splitinfer.optimizer.capacity import CapacitySnapshot, LinkCapacity, NodeCapacity, SiteLink
 from splitinfer.optimizer.values import Known, OptimizerInputError, Unknown
 from splitinfer.profiler import series as s
 from splitinfer.profiler.ages import Agent, Reading, StaleBounds, unknown
@@ -45,7 +45,8 @@ def assemble(
         raise SourceError(
             f"no agent was scraped in the last {bounds.window_seconds:.0f} s, and the inventory has no node"
         )
-    links = _links({node.name for node in nodes}, said, bounds)
+    measured = _links({node.name for node in nodes}, said, bounds)
+    links, site_links = finished(tuple(nodes), measured)
     try:
         return CapacitySnapshot(
             taken_at_seconds=gathered.now_seconds,
@@ -54,6 +55,7 @@ def assemble(
             links_stale_after_seconds=bounds.links,
             nodes=tuple(nodes),
             links=links,
+            site_links=site_links,
         )
     except OptimizerInputError as error:
         raise SourceError(f"what was gathered is no snapshot: {error}") from None
@@ -83,14 +85,12 @@ def _memory(agent: Agent, other: Other) -> Reading:
     devices = [device for _, device in agent.labels_of(s.NODE_INFO)]
     if len(devices) > 1:
         return unknown(f"the agent names the devices {' and '.join(devices)}")
-    kind, _, number = (devices[0] if devices else "cpu").partition(":")
-    if kind == "cpu":
+    if not devices or devices[0] == "cpu":
         own, series, instead = agent.state(s.NODE_MEMORY), s.NODE_MEMORY, other.memory
         if not devices and agent.has(s.NODE_DEVICE_MEMORY):
             return unknown("the agent does not say whether hosts use its GPU")
     else:
-        own, series = agent.state(s.NODE_DEVICE_MEMORY), s.NODE_DEVICE_MEMORY
-        instead = (other.gpu_memory or {}).get(number or "0")
+        own, series, instead = agent.state(s.NODE_DEVICE_MEMORY), s.NODE_DEVICE_MEMORY, other.gpu_memory
     return own if agent.has(series) or instead is None else instead
 
 
@@ -128,6 +128,18 @@ def _utilisation(agent: Agent, other: Other, asked: Asked) -> Reading:
         age_seconds=max(cpus.age_seconds, wanting.age_seconds),
         source=wanting.source,
     )
+
+
+def finished(
+    nodes: tuple[NodeCapacity, ...],  # noqa: ARG001 - sites and names are what estimates are made from
+    measured: tuple[LinkCapacity, ...],
+) -> tuple[tuple[LinkCapacity, ...], tuple[SiteLink, ...]]:
+    """The links of the snapshot: those that were measured, and in time what can be told from them of all others.
+
+    The one place where estimates join; a measured link always wins over an estimated one. A link whose readings are stale
+    is one that nobody measures any more, and may be estimated; one that contradicts itself may not.
+    """
+    return measured, ()
 
 
 def _links(nodes: set[str], said: Mapping[str, Said], bounds: StaleBounds) -> tuple[LinkCapacity, ...]:

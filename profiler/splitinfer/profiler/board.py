@@ -43,7 +43,7 @@ class Ports:
         targets: changed since the last call, or None. Raises TargetsError.
         scrape: metrics of a serving process. Raises ServingError.
         probe: one block; what was found or why not, and the CPU seconds it took.
-        measure: one link. Raises LinkProbeError.
+        measure: one link; what it sends it says as it goes. Raises LinkProbeError.
         link_bytes: that one such measurement sends at most.
         live: readings of links from traffic that flows anyway.
     """
@@ -57,7 +57,7 @@ class Ports:
     targets: Callable[[], Targets | None]
     scrape: Callable[[str], Awaitable[str]]
     probe: Callable[[ProbeTarget], Awaitable[tuple[ProbeResult | str, float]]]
-    measure: Callable[[str], Awaitable[LinkTimes]]
+    measure: Callable[[str, Callable[[int], None]], Awaitable[LinkTimes]]
     link_bytes: int
     live: Callable[[Mapping[str, Peer]], Mapping[str, LinkTimes]] = lambda _peers: {}
 
@@ -109,5 +109,4 @@ class Board:
             return
         if found is not None:
             self.targets = found
-            peers = frozenset(found.peers_of(self.settings.node))
-            self.put(self.state.only(frozenset(found.probes), peers))
+            self.put(self.state.only(frozenset(found.probes), frozenset(found.peers)))

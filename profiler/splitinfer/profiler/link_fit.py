@@ -4,7 +4,8 @@
     bandwidth from a to b     the smallest of upload of a, download of b, and what the path between their sites carries
 
 ``base`` is that of the two sites, or the distance of two positions (`splitinfer.profiler.coordinates`). Round trips are
-fitted by median polish (Tukey, Exploratory Data Analysis, 1977), which a few wild readings do not bend.
+fitted by least squares, reweighted so that about the mean relative error is least (iteratively reweighted least squares;
+Holland and Welsch, Communications in Statistics 1977): a few wild readings do not bend it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-POLISHES = 10
+ROUNDS = 100
+SOFT = 0.1
+"""A sample that is off by less than this part of itself counts no more the closer it is."""
 NEAR = 0.7
 """A reading of at least this part of what both ends can do was limited by them; one below it by the path."""
 
@@ -51,17 +54,28 @@ def fit_round_trips(samples: Samples, paths: Ints, base: Floats, nodes: int) -> 
         base: [samples] seconds, read where there is no path.
         nodes: how many there are; one without a sample has no last mile (0).
     """
-    ends, others = np.concatenate([samples.a, samples.b]), np.concatenate([samples.b, samples.a])
+    ends = np.concatenate([samples.a, samples.b])
     by_path, count = paths >= 0, int(paths.max(initial=-1)) + 1
-    last_miles, lengths = np.zeros(nodes), np.zeros(count)
-    for _ in range(POLISHES):
-        rest = samples.values - last_miles[samples.a] - last_miles[samples.b]
-        lengths = np.maximum(0.0, grouped_medians(paths[by_path], rest[by_path], count))
-        known = base.copy()
+    last_miles, known = np.zeros(nodes), base.copy()
+    lengths = grouped_medians(paths[by_path], samples.values[by_path], count)
+    known[by_path] = lengths[paths[by_path]]
+    for _ in range(ROUNDS):
+        off = samples.values - known - last_miles[samples.a] - last_miles[samples.b]
+        weight = 1.0 / (SOFT * samples.values + np.abs(off))
+        # Both ends of a link move at once, so each takes half of what is off.
+        last_miles = np.maximum(
+            0.0, last_miles + _means(ends, np.tile(off, 2), np.tile(weight, 2), nodes) / 2
+        )
+        off = samples.values - known - last_miles[samples.a] - last_miles[samples.b]
+        lengths = np.maximum(0.0, lengths + _means(paths[by_path], off[by_path], weight[by_path], count))
         known[by_path] = lengths[paths[by_path]]
-        own = np.tile(samples.values - known, 2) - last_miles[others]
-        last_miles = np.maximum(0.0, np.nan_to_num(grouped_medians(ends, own, nodes)))
     return last_miles, lengths
+
+
+def _means(groups: Ints, values: Floats, weights: Floats, count: int) -> Floats:
+    total = np.bincount(groups, weights, count)
+    means: Floats = np.bincount(groups, weights * values, count) / np.where(total > 0, total, 1.0)
+    return means
 
 
 def fit_bandwidths(samples: Samples, paths: Ints, nodes: int) -> tuple[Floats, Floats, Floats]:

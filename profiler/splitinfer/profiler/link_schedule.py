@@ -1,9 +1,9 @@
 """Which links a node probes next. Pure: each node decides alone, from the same targets, and nobody coordinates.
 
-A reading is fresh for a number of rounds, so a node can keep only so many links measured: its *sample*. Where all peers fit
+The bytes that a node may spend while a reading is fresh keep only so many links measured: its *sample*. Where all peers fit
 in, they are the sample. Else it is drawn so that estimates are good (`splitinfer.profiler.link_estimates`): first the
 node's share of the pairs of sites, then peers at random, which is what network coordinates and the access bandwidth of
-each node need.
+each node need. The sample does not change while the peers do not, whatever a round's budget: what is measured stays measured.
 
 Every draw is by rendezvous hashing (Thaler and Ravishankar, IEEE/ACM Transactions on Networking 1998): all nodes that know
 the same peers agree on who probes whom, the load is even but for chance, and a node that comes or goes changes few other
@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from math import ceil
 
-FRESH_ROUNDS = 12
-"""Rounds after which a reading is stale, where nothing else is said: two minutes of rounds of ten seconds."""
+KEEP = 80
+"""Links that a node keeps measured where nothing else is said: a probe of a megabyte each ten seconds is 400 MB per hour, and
+makes 90 in the fifteen minutes that a reading is fresh."""
+MARGIN = 0.9
+"""Part of what the budget allows that is planned with: rounds take longer when a peer does not answer."""
 SITE_SAMPLES = 3
 """Links probed between two sites, in each direction, where the budget allows."""
 PAIRS_SHARE = 0.75
@@ -40,56 +42,60 @@ class Peer:
     site: str | None = None
 
 
+def links_to_keep(bytes_per_hour: float, bytes_per_probe: float, fresh_seconds: float) -> int:
+    """How many links a budget keeps measured, each again before its reading is stale after ``fresh_seconds``.
+
+    Raises:
+        ValueError: a negative budget, or a probe or a time that is not above zero.
+    """
+    if bytes_per_hour < 0:
+        raise ValueError(f"bytes_per_hour: must be at least 0, not {bytes_per_hour}")
+    for name, value in (("bytes_per_probe", bytes_per_probe), ("fresh_seconds", fresh_seconds)):
+        if value <= 0:
+            raise ValueError(f"{name}: must be above 0, not {value}")
+    return int(MARGIN * bytes_per_hour / 3600 * fresh_seconds / bytes_per_probe)
+
+
 def peers_to_probe(
     node: str,
     peers: Mapping[str, Peer],
     ages_seconds: Mapping[str, float],
     round_number: int,
     most: int,
-    fresh_rounds: int = FRESH_ROUNDS,
+    keep: int = KEEP,
 ) -> tuple[str, ...]:
-    """The peers that ``node`` probes in this round, at most ``most``.
+    """The peers that ``node`` probes in this round, at most ``most``: of its sample, those that wait longest.
 
-    The sample stands on a wheel that turns by ``most`` each round. A peer without a reading is probed at its turn only, so
-    that one that never answers costs no more than its own turns. The turn of any other goes to the oldest reading.
-    So each peer of the sample is probed once per turn of the wheel, which takes less than ``fresh_rounds``, and a
-    reading that live traffic keeps young leaves its probes to others.
+    So between two probes of a link there are at most as many others as the sample has, however the budget falls.
 
     Args:
         node: who asks. Its own site is that of ``peers[node]``; where it is not among them, it is taken to be alone.
         peers: all that could be probed, by name, perhaps the node itself, which it never probes.
-        ages_seconds: of the readings there are, by peer.
-        round_number: how many rounds there were before.
+        ages_seconds: by peer, since it was last probed, answered or not (who never answers must not get every turn), or
+            since live traffic last gave a reading.
+        round_number: how many rounds there were before: of peers that wait alike, each round begins with others.
         most: links that the budget of this round allows.
-        fresh_rounds: rounds after which a reading is stale.
+        keep: links that the budget keeps measured (`links_to_keep`).
 
     Raises:
-        ValueError: a negative ``round_number`` or ``most``, or fewer than two ``fresh_rounds``: in one round everything
-            would be stale before its turn comes again.
+        ValueError: a negative ``round_number``, ``most`` or ``keep``.
     """
-    for name, value, least in (
-        ("round_number", round_number, 0),
-        ("most", most, 0),
-        ("fresh_rounds", fresh_rounds, 2),
-    ):
-        if value < least:
-            raise ValueError(f"{name}: must be at least {least}, not {value}")
-    wheel = sample(node, peers, most * (fresh_rounds - 1))
-    if not wheel:
-        return ()
-    turns = ceil(len(wheel) / most)
-    begin = round_number % turns * most
-    due = wheel[begin : begin + most]
-    new = [name for name in due if name not in ages_seconds]
-    place = {name: at for at, name in enumerate(wheel)}
-    measured = (name for name in wheel if name in ages_seconds)
-    # As many as are due, the oldest first; of readings of one age those that would be due next.
-    oldest = heapq.nsmallest(
-        len(due) - len(new),
-        measured,
-        key=lambda name: (-ages_seconds[name], (place[name] - begin) % len(wheel)),
-    )
-    return (*new, *oldest)
+    for name, value in (("round_number", round_number), ("most", most), ("keep", keep)):
+        if value < 0:
+            raise ValueError(f"{name}: must be at least 0, not {value}")
+    return longest_waiting(sample(node, peers, keep), ages_seconds, round_number, most)
+
+
+def longest_waiting(
+    wheel: Sequence[str], ages_seconds: Mapping[str, float], round_number: int, most: int
+) -> tuple[str, ...]:
+    """`peers_to_probe` for a sample that is known."""
+    begin = round_number * most
+
+    def waits(place: int) -> tuple[float, int]:
+        return -ages_seconds.get(wheel[place], float("inf")), (place - begin) % len(wheel)
+
+    return tuple(wheel[place] for place in heapq.nsmallest(most, range(len(wheel)), key=waits))
 
 
 def sample(node: str, peers: Mapping[str, Peer], size: int) -> tuple[str, ...]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from splitinfer.profiler.ages import StaleBounds
 from splitinfer.profiler.board import Board
 from splitinfer.profiler.budget import budget
-from splitinfer.profiler.link_schedule import peers_to_probe
+from splitinfer.profiler.link_pace import Pace, pace
+from splitinfer.profiler.link_schedule import peers_to_probe, sample
 from splitinfer.profiler.links import LinkProbeError
 from splitinfer.profiler.rounds import due, refusal
 from splitinfer.profiler.speeds import ProbeError, ProbeResult, speeds_of
@@ -26,10 +28,17 @@ class Measurer:
         self._watcher = watcher
         now = board.ports.clock()
         self._round = 0
-        self._link_budget = budget(board.settings.link_budget, now)
-        self._asked: dict[str, float] = {}
-        """When each link was last probed, in vain or not: who does not answer does not get every turn."""
-        self._probe_budget = budget(board.settings.probe_budget, now)
+        settings = board.settings
+        self._link_budget = budget(settings.link_budget, now)
+        self._pace = pace(
+            settings.link_budget, board.ports.link_bytes, settings.interval, StaleBounds().links
+        )
+        self._links_due = 0
+        """The round in which links are probed next."""
+        self._link_rounds = 0
+        self._asked: set[str] = set()
+        """Peers that were probed, in vain or not."""
+        self._probe_budget = budget(settings.probe_budget, now)
         self._tried: dict[ProbeTarget, float] = {}
         self._cost: dict[ProbeTarget, float] = {}
         self._probed_cpus: float | None = None
@@ -41,29 +50,44 @@ class Measurer:
         self._round += 1
 
     async def _links(self) -> None:
-        board, node, size = self._board, self._board.settings.node, self._board.ports.link_bytes
-        peers, now = board.targets.peers_of(node), board.ports.clock()
-        self._asked = {peer: at for peer, at in self._asked.items() if peer in peers}
+        """A round of links when it is time, and more at once while some were never asked: a new agent knows none."""
+        board, now = self._board, self._board.ports.clock()
+        peers = board.targets.peers_of()
+        self._asked = {peer for peer in self._asked if peer in peers}
         for peer, times in board.ports.live(peers).items():
-            self._asked[peer] = now
             board.put(board.state.with_link(peer, LinkReading(now, times, live=True)))
         self._link_budget = self._link_budget.until(now)
-        most = max(0, int(self._link_budget.left // size))
-        ages = {peer: now - at for peer, at in self._asked.items()}
-        for peer in peers_to_probe(node, peers, ages, self._round, most):
+        if self._pace is None:
+            return
+        wheel = sample(board.settings.node, peers, self._pace.most * (self._pace.fresh_rounds - 1))
+        while self._link_budget.allows(self._pace.most * board.ports.link_bytes):
+            if self._round < self._links_due and self._asked.issuperset(wheel):
+                return
+            self._links_due = self._round + self._pace.every
+            await self._link_round(self._pace)
+
+    async def _link_round(self, pace: Pace) -> None:
+        board, node = self._board, self._board.settings.node
+        peers, now = board.targets.peers_of(), board.ports.clock()
+        ages = {peer: now - link.at for peer, link in board.state.links.items()}
+        asked = peers_to_probe(node, peers, ages, self._link_rounds, pace.most, pace.fresh_rounds)
+        self._link_rounds += 1
+        for peer in asked:
             reading = None
             try:
-                times = await board.ports.measure(peers[peer].address)
+                times = await board.ports.measure(peers[peer].address, self._sent)
                 reading = LinkReading(board.ports.clock(), times)
                 board.say(f"link {peer}", None)
             except LinkProbeError as error:
                 board.count(link_errors=1)
                 board.say(f"link {peer}", f"link to {peer}: {error}")
-            self._link_budget = self._link_budget.spent(size)
-            board.count(link_bytes=size)
-            if peer in board.targets.peers_of(node):  # it may have left meanwhile
-                self._asked[peer] = board.ports.clock()
+            self._asked.add(peer)
+            if peer in board.targets.peers:  # it may have left meanwhile
                 board.put(board.state.with_link(peer, reading))
+
+    def _sent(self, nbytes: int) -> None:
+        self._link_budget = self._link_budget.spent(nbytes)
+        self._board.count(link_bytes=nbytes)
 
     async def _probes(self) -> None:
         board, node = self._board, self._board.state.node
@@ -72,7 +96,9 @@ class Measurer:
         probes = board.targets.probes
         self._tried = {probe: at for probe, at in self._tried.items() if probe in probes}
         cpus = (self._probed_cpus, node.cpus)
-        turn = due(probes, self._tried, board.ports.clock(), board.settings.probe_interval, cpus)
+        # Of the rounds, the one that is nearest to the end of a probe's interval.
+        interval = board.settings.probe_interval - board.settings.interval / 2
+        turn = due(probes, self._tried, board.ports.clock(), interval, cpus)
         if turn:
             self._probed_cpus = node.cpus
         for target in turn:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from splitinfer.profiler.answers import AnswerError, Sample, parse_samples, parse_time
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
-"""An answer that goes on beyond this is given up; a thousand nodes with their links take a third of it."""
+"""An answer that goes on beyond this is given up; what a thousand nodes say of a hundred links each takes half of it."""
 
 
 class PrometheusError(Exception):

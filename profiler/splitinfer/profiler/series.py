@@ -100,7 +100,7 @@ SCRAPE_ERRORS = Series(
 LINK_ERRORS = Series("splitinfer_link_probe_errors_total", "Link probes that failed", NODE_LABELS, "counter")
 LINK_BYTES = Series(
     "splitinfer_link_probe_bytes_total",
-    "Bytes that link probes sent from this node; one that failed counts in full",
+    "Bytes that link probes sent from this node",
     NODE_LABELS,
     "counter",
 )

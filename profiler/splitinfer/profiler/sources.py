@@ -17,8 +17,13 @@ from typing import Protocol
 
 from splitinfer.profiler.answers import Sample
 from splitinfer.profiler.prometheus import Prometheus, PrometheusError
+from splitinfer.profiler.series import LINK_AGE, LINK_BANDWIDTH, LINK_MEDIAN, LINK_P95
 
-OURS = '{__name__=~"splitinfer_(node|probe|link)_.+"}'
+OURS = (
+    '{__name__=~"splitinfer_(node|probe)_.+"}',
+    *(series.name for series in (LINK_AGE, LINK_MEDIAN, LINK_P95, LINK_BANDWIDTH)),
+)
+"""Links apart, one question for each series: at a thousand nodes they are most of what there is."""
 OTHERS = {
     "node_exporter": '{__name__=~"node_memory_MemAvailable_bytes|node_uname_info"}',
     "node_exporter's CPU times": 'node_cpu_seconds_total{mode=~"idle|iowait"}',
@@ -77,14 +82,15 @@ class PrometheusSource:
             now = await self._client.now_seconds()
         except PrometheusError as error:
             raise SourceError(str(error)) from None
-        asked = [self._client.samples(selector + self._window, now) for selector in (OURS, *OTHERS.values())]
-        ours, *others = await asyncio.gather(*asked, return_exceptions=True)
-        if isinstance(ours, PrometheusError):
-            raise SourceError(str(ours)) from None
+        selectors = (*OURS, *OTHERS.values())
+        questions = [self._client.samples(selector + self._window, now) for selector in selectors]
+        answers = await asyncio.gather(*questions, return_exceptions=True)
         failures: dict[str, str] = {}
         samples: list[Sample] = []
-        for name, answer in zip(("agents", *OTHERS), (ours, *others), strict=True):
+        for name, answer in zip((*(None for _ in OURS), *OTHERS), answers, strict=True):
             if isinstance(answer, PrometheusError):
+                if name is None:
+                    raise SourceError(str(answer)) from None
                 failures[name] = str(answer)
             elif isinstance(answer, BaseException):
                 raise answer

@@ -80,9 +80,9 @@ class Targets(_Value):
     serving: Annotated[tuple[Annotated[str, AfterValidator(_url)], ...], Field(max_length=256)] = ()
     probes: Annotated[tuple[ProbeTarget, ...], Field(max_length=64)] = ()
 
-    def peers_of(self, node: str) -> dict[str, Peer]:
-        """All but ``node`` itself, as the schedule takes them."""
-        return {name: Peer(p.address, p.site) for name, p in self.peers.items() if name != node}
+    def peers_of(self) -> dict[str, Peer]:
+        """As the schedule takes them: the node itself may be one, for its site, and is never probed."""
+        return {name: Peer(peer.address, peer.site) for name, peer in self.peers.items()}
 
 
 def parse_targets(text: str) -> Targets:

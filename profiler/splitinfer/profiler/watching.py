@@ -29,6 +29,8 @@ class Watcher:
         self._window = Window(None)
         self._served: dict[str, Served] = {}
         self._probing = False
+        self._looked = board.ports.clock()
+        """When the file of targets was last looked at."""
 
     async def begin(self) -> None:
         """A new window, and what the serving processes say at its start."""
@@ -73,12 +75,12 @@ class Watcher:
     async def _watch(self, seconds: float) -> None:
         """Sample until the window is over. Other serving processes than before begin it anew."""
         board, clock = self._board, self._board.ports.clock
-        over, look = clock() + seconds, clock() + TARGETS_SECONDS
+        over = clock() + seconds
         while (left := over - clock()) > 0:
             await board.ports.sleep(min(SAMPLE_SECONDS, left))
             self._window = self._window.sampled(board.ports.runnable())
-            if clock() >= look:
-                look = clock() + TARGETS_SECONDS
+            if clock() - self._looked >= TARGETS_SECONDS:
+                self._looked = clock()
                 before = board.targets.serving
                 board.take_targets()
                 if before != board.targets.serving:

@@ -30,7 +30,6 @@ RECENT = Recent(
     tokens=Tokens(count=60, tpot_p50_seconds=0.04, tpot_p95_seconds=0.05, per_second=30.0),
     prompts=Prompts(count=2, ttft_p50_seconds=0.5, ttft_p95_seconds=0.6, tokens_p50=192),
 )
-NODES = ("a", "b")
 TRAFFIC = Traffic(sessions=1.5, in_flight=1, context_tokens=220.0, prompt_tokens=192)
 EXPECTED = Forecast(
     traffic=TRAFFIC,
@@ -51,7 +50,7 @@ def test_the_traffic_is_that_of_the_window() -> None:
 
 def test_each_figure_stands_beside_its_prediction() -> None:
     """Over one is slower, or more tokens, than predicted."""
-    found = Comparison(RECENT, TRAFFIC, EXPECTED, NODES, None)
+    found = Comparison(RECENT, TRAFFIC, EXPECTED, 2, None)
     assert found.figures == (
         Figure("ttft", 0.5, 0.4),
         Figure("tpot", 0.04, 0.05),
@@ -60,32 +59,33 @@ def test_each_figure_stands_beside_its_prediction() -> None:
         Figure("segment[1]", 0.02, 0.02),
     )
     assert [figure.ratio for figure in found.figures] == pytest.approx([1.25, 0.8, 1.2, 0.5, 1.0])
+    assert found.cells(0) == ("10.00", "20.00")
     assert found.lines == [
         "last 60 s: 1.5 sessions per step, 1 steps in flight, 220 tokens of context, prompts of 192",
         "TTFT: observed 500.00 ms, predicted 400.00 ms (x 1.25)",
         "TPOT: observed 40.00 ms, predicted 50.00 ms (x 0.80)",
         "tokens/s: observed 30.00, predicted 25.00 (x 1.20)",
-        "segment 0, a: observed 10.00 ms, predicted 20.00 ms (x 0.50)",
-        "segment 1, b: observed 20.00 ms, predicted 20.00 ms (x 1.00)",
     ]
     assert found.data["figures"]["segment[0]"] == {"observed": 0.01, "predicted": 0.02, "ratio": 0.5}
 
 
 def test_without_traffic_that_is_said_and_the_promise_is_shown() -> None:
     """What was predicted for the load that the plan was made for; nothing that was observed."""
-    found = Comparison(Recent(window_seconds=60), None, EXPECTED, NODES, None)
+    found = Comparison(Recent(window_seconds=60), None, EXPECTED, 2, None)
     assert found.lines[0] == "no traffic in the last 60 s"
     assert found.lines[2] == "TPOT: observed unknown, predicted 50.00 ms"
+    assert found.cells(1) == ("unknown", "20.00")
     assert found.data["observed_traffic"] is None
 
 
 def test_a_plan_that_was_given_has_no_prediction_and_says_so() -> None:
     """Observed alone."""
-    found = Comparison(RECENT, TRAFFIC, None, NODES, NO_BASIS)
+    found = Comparison(RECENT, TRAFFIC, None, 2, NO_BASIS)
     assert f"no prediction: {NO_BASIS}" in found.lines
     assert "TPOT: observed 40.00 ms, predicted unknown" in found.lines
+    assert found.cells(0) == ("10.00", "unknown")
     assert found.data["no_prediction"] == NO_BASIS
-    assert Comparison(Recent(window_seconds=60), None, None, NODES, NO_BASIS).lines == [
+    assert Comparison(Recent(window_seconds=60), None, None, 2, NO_BASIS).lines == [
         "no traffic in the last 60 s",
         f"no prediction: {NO_BASIS}",
     ]

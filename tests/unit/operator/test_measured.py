@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,8 @@ import yaml
 from splitinfer.operator import cli
 from splitinfer.operator.commands import up
 from splitinfer.operator.errors import CommandFailed, UserError
-from splitinfer.operator.local.models import ModelFacts
+from splitinfer.operator.local.agents import Probed
 from splitinfer.operator.local.placing import Options, local_nodes
-from splitinfer.operator.local.profiling import FAR
 from splitinfer.operator.local.request import Request, check_request, make_request
 from splitinfer.operator.planning.capacity_table import busy
 from splitinfer.operator.planning.measured import Measured, Server
@@ -25,7 +26,6 @@ from splitinfer.operator.spec.resource import SplitInference, resource
 from splitinfer.optimizer.capacity import CapacitySnapshot, LinkCapacity, NodeCapacity
 from splitinfer.optimizer.values import Known, Unknown
 from splitinfer.profiler.node_speeds import Asked
-from splitinfer.profiler.report import AgentReport, LinkReport
 from tests.support.stored import write_index
 
 BLOCKS = 6
@@ -158,69 +158,97 @@ def parsed(line: list[str]) -> argparse.Namespace:
     return cli.build_parser(entry_points(group=cli.GROUP)).parse_args(line)
 
 
-def test_up_measures_for_the_nodes_it_is_asked_for(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Model, dtype, engine, device, threads and number of nodes reach the measurement; the snapshot has the nodes."""
-    asked: list[tuple[Any, ...]] = []
+class FakeAgents:
+    """Agents that know a machine, or that it cannot be measured."""
 
-    async def measure(model: ModelFacts, *arguments: Any) -> AgentReport:
-        asked.append((model.name, *arguments))
-        link = LinkReport(
-            round_trip_median_seconds=1e-4, round_trip_p95_seconds=1e-4, bandwidth_bytes_per_second=1e8
-        )
-        return AgentReport(node="near", probe="no such engine", links={FAR: link}, free_memory_bytes=1 << 30)
+    def __init__(self, found: Callable[[Sequence[str]], CapacitySnapshot]) -> None:
+        self.found = found
 
-    monkeypatch.setattr("splitinfer.operator.local.profiling.measure", measure)
-    line = [
-        "up",
-        "--model",
-        "tiny",
-        "--port",
-        "0",
-        "--nodes",
-        "2",
-        "--dtype",
-        "int8",
-        "--engine",
-        "onnx",
-        "--threads",
-        "3",
-    ]
-    arguments = parsed(line)
-    with pytest.raises(CommandFailed, match="no such engine"):
-        up.prepare(arguments)
-    assert asked == [("tiny", "int8", "onnx", "cpu", 3, 2)]
+    async def measured(self, nodes: Sequence[str]) -> CapacitySnapshot:
+        """At once."""
+        return self.found(nodes)
 
 
-def test_given_cuts_and_a_given_snapshot_are_not_measured(
+async def request_of(*line: str) -> Request:
+    """What `up` would serve."""
+    async with up.prepared(parsed(["up", "--model", "tiny", "--port", "0", *line])) as (request, _):
+        return request
+
+
+async def test_up_measures_for_the_nodes_it_is_asked_for(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Model, dtype, engine, device, threads and number of nodes reach the agent; the snapshot has the nodes."""
+    asked: list[Probed] = []
+
+    @asynccontextmanager
+    async def agents(probed: Probed) -> AsyncIterator[FakeAgents]:
+        asked.append(probed)
+        yield FakeAgents(lambda nodes: site(*nodes, flops_per_second={"int8": known(1e9)}))
+
+    monkeypatch.setattr("splitinfer.operator.local.agents.agents", agents)
+    request = await request_of("--nodes", "2", "--dtype", "int8", "--engine", "onnx", "--threads", "3")
+    assert request.plan.nodes == ("node-0", "node-1"), "each runs something"
+    [probed] = asked
+    assert probed.model == request.model
+    assert probed.target == {
+        "model": "tiny",
+        "dtype": "int8",
+        "engine": "onnx",
+        "device": "cpu",
+        "threads": 3,
+    }
+    assert (probed.asked.model, probed.asked.dtype, probed.asked.engine) == (
+        request.model.digest,
+        "int8",
+        "onnx",
+    )
+    await request_of("--nodes", "2", "--dtype", "int8")
+    assert asked[1].target["cpu_share"] == 2, "as hosts share the machine"
+    assert asked[1].asked.engine is None, "whatever auto took"
+
+
+async def test_what_the_agent_could_not_measure_is_told(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No plan, and its reason."""
+
+    @asynccontextmanager
+    async def agents(_probed: Probed) -> AsyncIterator[FakeAgents]:
+        yield FakeAgents(lambda nodes: site(*nodes, block_overhead_seconds=Unknown(unknown="no such engine")))
+
+    monkeypatch.setattr("splitinfer.operator.local.agents.agents", agents)
+    with pytest.raises(CommandFailed, match="no such engine"):
+        await request_of()
+
+
+async def test_given_cuts_are_not_measured(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor is anything by --check."""
 
-    async def measure(*_arguments: Any) -> AgentReport:
+    def agents(_probed: Probed) -> None:
         raise AssertionError("measured")
 
-    monkeypatch.setattr("splitinfer.operator.local.profiling.measure", measure)
-    for line in (["--cuts", "3"], ["--cuts", "equal"]):
-        request, _ = up.prepare(parsed(["up", "--model", "tiny", "--port", "0", *line]))
-        assert request.plan.blocks == BLOCKS
+    monkeypatch.setattr("splitinfer.operator.local.agents.agents", agents)
+    for cuts in ("3", "equal"):
+        assert (await request_of("--cuts", cuts)).plan.blocks == BLOCKS
     assert cli.main(["up", "--model", "tiny", "--port", "0", "--check"]) == 0
 
 
 @pytest.mark.parametrize("flag", [["--nodes", "2"], ["--cuts", "3"], ["--cuts", "equal"]])
 @pytest.mark.parametrize("source", [["--capacity", "SITE"], ["--prometheus", "http://127.0.0.1:9"]])
-def test_nodes_and_cuts_come_from_one_side_only(store: Path, source: list[str], flag: list[str]) -> None:
+async def test_nodes_and_cuts_come_from_one_side_only(
+    store: Path, source: list[str], flag: list[str]
+) -> None:
     """The command line's are at odds with a snapshot, wherever it comes from."""
     path = store.parent / "site.yaml"
     path.write_text(yaml.safe_dump(site("a").model_dump(mode="json", by_alias=True)))
     source = [str(path) if part == "SITE" else part for part in source]
     with pytest.raises(UserError) as refused:
-        up.prepare(parsed(["up", "--model", "tiny", "--port", "0", *source, *flag]))
+        await request_of(*source, *flag)
     [(named, message)] = refused.value.problems
     assert named == flag[0]
     assert message == f"{source[0]} leaves nodes and cuts to the solver; remove one of the two"
 
 
-def test_up_plans_on_what_a_server_says(
+async def test_up_plans_on_what_a_server_says(
     store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Asked for this model, dtype and engine; the plan's nodes are the server's, and its notes are told."""
@@ -231,8 +259,7 @@ def test_up_plans_on_what_a_server_says(
         return Measured(site("edge-a", "edge-b"), ("a note",))
 
     monkeypatch.setattr("splitinfer.operator.planning.measured.measured", measured)
-    line = ["up", "--model", "tiny", "--port", "0", "--prometheus", "http://p:9090", "--engine", "onnx"]
-    request, _ = up.prepare(parsed(line))
+    request = await request_of("--prometheus", "http://p:9090", "--engine", "onnx")
     [(what, of)] = asked
     assert (what.model, what.dtype, what.engine) == (request.model.digest, "float32", "onnx")
     assert of.url == "http://p:9090"
@@ -242,10 +269,10 @@ def test_up_plans_on_what_a_server_says(
     assert capsys.readouterr().err == "note: a note\n"
 
 
-def test_flags_of_a_server_mean_nothing_without_one(store: Path) -> None:
+async def test_flags_of_a_server_mean_nothing_without_one(store: Path) -> None:
     """They are not passed over."""
     with pytest.raises(UserError, match="--stale-after: is of --prometheus"):
-        up.prepare(parsed(["up", "--model", "tiny", "--port", "0", "--stale-after", "links=60"]))
+        await request_of("--stale-after", "links=60")
 
 
 def test_a_machine_that_others_use_is_told(store: Path) -> None:

@@ -22,9 +22,9 @@ GOOD = {
 
 
 def test_what_is_in_it() -> None:
-    """Peers but the node itself, serving processes, probes; each part may be left out."""
+    """Peers, serving processes, probes; each part may be left out."""
     found = parse_targets(json.dumps(GOOD))
-    assert found.peers_of("me") == {"node-1": Peer("10.0.0.2:9400", None)}
+    assert found.peers_of() == {"node-1": Peer("10.0.0.2:9400", None), "me": Peer("h:1", "s")}
     assert found.serving == ("http://127.0.0.1:9500/metrics",)
     assert found.probes == (ProbeTarget(model="smollm2", dtype="int4", threads=2),)
     assert parse_targets("{}") == Targets()

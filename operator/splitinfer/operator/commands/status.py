@@ -34,6 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from splitinfer.operator.errors import CommandFailed
     from splitinfer.operator.local.control import ControlError
+    from splitinfer.operator.local.machine_lines import ask, lines
     from splitinfer.operator.local.runfile import the_one
 
     pipeline = the_one(arguments.url)
@@ -46,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
             if pipeline.serving:
                 raise CommandFailed(f"{pipeline.endpoint}: the entry does not answer ({error})") from None
     if arguments.output == "json":
-        facts = {
+        facts: dict[str, Any] = {
             "endpoint": pipeline.endpoint,
             "model": pipeline.model,
             "serving": pipeline.serving,
@@ -54,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         }
         if status is not None and status.plan is not None:
             facts["compared"] = _comparison(pipeline, status).data
+        facts["machine"] = asyncio.run(ask(pipeline.agent))
         json.dump({**raw, **facts}, sys.stdout, indent=2)
         print()
         return 0
@@ -62,6 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
         show_starting(console, pipeline, status)
     if status is not None and (pipeline.serving or status.plan is not None):
         show(console, pipeline.endpoint or "unknown", status, _comparison(pipeline, status))
+        for text in lines(asyncio.run(ask(pipeline.agent))):
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
@@ -95,7 +99,7 @@ def _comparison(pipeline: RunFile, status: EntryStatus) -> Comparison:
 
     plan, recent = status.plan, status.recent
     if plan is None:
-        return Comparison(recent, None, None, (), "no plan serves")
+        return Comparison(recent, None, None, 0, "no plan serves")
     traffic, expected, why = traffic_of(recent), None, None
     if pipeline.basis is None or pipeline.store is None:
         why = NO_BASIS
@@ -106,7 +110,7 @@ def _comparison(pipeline: RunFile, status: EntryStatus) -> Comparison:
             expected = forecast(model, plan.dtype, plan.segments, pipeline.basis, load)
         except (NoForecast, UserError) as error:
             why = str(error)
-    return Comparison(recent, traffic, expected, tuple(segment.node for segment in plan.segments), why)
+    return Comparison(recent, traffic, expected, len(plan.segments), why)
 
 
 async def _ask(control: str) -> tuple[dict[str, Any], EntryStatus]:
@@ -121,8 +125,10 @@ async def _ask(control: str) -> tuple[dict[str, Any], EntryStatus]:
 
 def show(console: Console, endpoint: str, status: EntryStatus, comparison: Comparison) -> None:
     """The status for a person."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
+    from splitinfer.operator.local.show import format_bytes
     from splitinfer.operator.spec.blocks import format_blocks
 
     def line(text: str) -> None:
@@ -136,8 +142,9 @@ def show(console: Console, endpoint: str, status: EntryStatus, comparison: Compa
         line(f"last error: {status.last_error}")
     if status.plan is not None:
         plan = status.plan
-        table = Table(title=f"{plan.model.name}, {plan.blocks} blocks, {plan.dtype}")
-        for name in ("hop", "node", "blocks", "weight bytes", "KV bytes", "engine", "alive"):
+        table = Table(title=f"{plan.model.name}, {plan.blocks} blocks, {plan.dtype}", box=SIMPLE_HEAD)
+        columns = ("hop", "node", "blocks", "weights", "KV", "engine", "alive", "step ms", "predicted")
+        for name in columns:
             table.add_column(name, justify="left" if name in ("node", "engine", "alive") else "right")
         for hop, segment in enumerate(plan.segments):
             host = status.hosts.get(segment.node)
@@ -146,10 +153,11 @@ def show(console: Console, endpoint: str, status: EntryStatus, comparison: Compa
                 str(hop),
                 segment.node,
                 format_blocks(segment.start, segment.stop),
-                f"{loaded.weight_bytes:,}" if loaded else "unknown",
-                f"{loaded.kv_bytes:,}" if loaded else "unknown",
+                format_bytes(loaded.weight_bytes) if loaded else "unknown",
+                format_bytes(loaded.kv_bytes) if loaded else "unknown",
                 _engine(host, loaded),
                 "yes" if host and host.alive else "no",
+                *comparison.cells(hop),
             )
         console.print(table)
         for text in identities(status):

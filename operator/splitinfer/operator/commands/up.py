@@ -6,8 +6,8 @@ import argparse
 import asyncio
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,8 @@ from splitinfer.operator.commands.arguments import DEVICE, cuts, device, node_en
 from splitinfer.operator.commands.capacity import from_server, refuse_without_server
 
 if TYPE_CHECKING:
+    from splitinfer.operator.local.agents import LocalAgents
     from splitinfer.operator.local.models import ModelFacts
-    from splitinfer.operator.local.pipeline import Settings
     from splitinfer.operator.local.placing import Options
     from splitinfer.operator.local.request import Request
     from splitinfer.operator.spec.resource import SplitInference
@@ -88,10 +88,17 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.check:
         check(arguments)
         return 0
-    from splitinfer.operator.local.pipeline import serve
+    return asyncio.run(_serve(arguments))
 
-    request, settings = prepare(arguments)
-    return asyncio.run(serve(request, settings))
+
+async def _serve(arguments: argparse.Namespace) -> int:
+    from splitinfer.operator.local.pipeline import Settings, serve
+
+    settings = Settings(
+        port=arguments.port, prompt=arguments.prompt, max_tokens=arguments.max_tokens, once=arguments.once
+    )
+    async with prepared(arguments) as (request, agents):
+        return await serve(request, settings, agents=agents)
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -110,13 +117,28 @@ def check(arguments: argparse.Namespace) -> None:
             check_request(wanted, options)
 
 
-def prepare(arguments: argparse.Namespace) -> tuple[Request, Settings]:
-    """What shall run and how. Starts nothing. Raises UserError, CommandFailed."""
-    from splitinfer.operator.local.pipeline import Settings
+@asynccontextmanager
+async def prepared(arguments: argparse.Namespace) -> AsyncIterator[tuple[Request, LocalAgents | None]]:
+    """What shall run, and the agents that measured for it where neither cuts nor capacity are given.
 
-    return request_of(arguments, *asked(arguments)), Settings(
-        port=arguments.port, prompt=arguments.prompt, max_tokens=arguments.max_tokens, once=arguments.once
-    )
+    Raises UserError, CommandFailed.
+    """
+    from splitinfer.operator.local.request import check_request, make_request
+
+    wanted, options = asked(arguments)
+    async with AsyncExitStack() as stack:
+        with _by_flag(arguments):
+            model = check_request(wanted, options)
+        agents = None
+        if options.cuts is None and options.capacity is None:
+            if arguments.prometheus is not None:
+                options = replace(options, capacity=await _known(arguments, wanted, options, model))
+            else:
+                options, agents = await _measured(wanted, options, model, stack)
+                options = replace(options, spread=arguments.file is None)
+        with _by_flag(arguments):
+            request = make_request(wanted, options)
+        yield request, agents
 
 
 def asked(arguments: argparse.Namespace) -> tuple[SplitInference, Options]:
@@ -170,48 +192,36 @@ def asked(arguments: argparse.Namespace) -> tuple[SplitInference, Options]:
     return resource("up", spec), options
 
 
-def request_of(arguments: argparse.Namespace, wanted: SplitInference, options: Options) -> Request:
-    """Checked against the model, measured where neither cuts nor capacity are given, and planned.
-
-    Raises UserError, CommandFailed.
-    """
-    from splitinfer.operator.local.request import check_request, make_request
-
-    with _by_flag(arguments):
-        if options.cuts is None and options.capacity is None:
-            model = check_request(wanted, options)
-            if arguments.prometheus is not None:
-                options = replace(options, capacity=_known(arguments, wanted, options, model))
-            else:
-                options = replace(_measured(wanted, options, model), spread=arguments.file is None)
-        return make_request(wanted, options)
-
-
-def _known(
+async def _known(
     arguments: argparse.Namespace, wanted: SplitInference, options: Options, model: ModelFacts
 ) -> CapacitySnapshot:
     """What a Prometheus server says of nodes, for which processes of this machine then stand."""
     dtype = options.dtype or wanted.spec.model.dtype
-    known = from_server(arguments, model.digest, dtype, options.engine or wanted.spec.model.engine)
+    engine = options.engine or wanted.spec.model.engine
+    known = await asyncio.to_thread(from_server, arguments, model.digest, dtype, engine)
     for note in known.notes:
         print(f"note: {note}", file=sys.stderr)
     return known.snapshot
 
 
-def _measured(wanted: SplitInference, options: Options, model: ModelFacts) -> Options:
+async def _measured(
+    wanted: SplitInference, options: Options, model: ModelFacts, stack: AsyncExitStack
+) -> tuple[Options, LocalAgents]:
+    """This machine, by its agent, which stays until the stack ends."""
+    from splitinfer.operator.local.agents import Probed, agents
     from splitinfer.operator.local.placing import local_nodes
-    from splitinfer.operator.local.profiling import local_snapshot, measure
     from splitinfer.operator.planning.capacity_table import busy
 
     dtype = options.dtype or wanted.spec.model.dtype
+    engine = options.engine or wanted.spec.model.engine
     nodes = local_nodes(wanted, options, model.blocks)
     print(f"measuring this machine with blocks of {model.name} in {dtype}", flush=True)
-    engine = options.engine or wanted.spec.model.engine
-    report = asyncio.run(measure(model, dtype, engine, options.device, options.threads, len(nodes)))
-    found = local_snapshot(report, dtype, nodes, time.time())
+    probed = Probed(model, dtype, engine, options.device, options.threads, len(nodes))
+    local = await stack.enter_async_context(agents(probed))
+    found = await local.measured(nodes)
     if warning := busy(found):
         print(warning, file=sys.stderr)
-    return replace(options, capacity=found, measured=True)
+    return replace(options, capacity=found, measured=True), local
 
 
 @contextmanager

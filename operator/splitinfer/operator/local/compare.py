@@ -69,14 +69,14 @@ class Comparison:
         recent: what was served lately.
         traffic: of it; None where no session decoded.
         expected: for that traffic, or where there is none for the load that the plan was made for.
-        nodes: of the segments of the plan.
+        segments: of the plan.
         why: there is no expectation.
     """
 
     recent: Recent
     traffic: Traffic | None
     expected: Forecast | None
-    nodes: tuple[str, ...]
+    segments: int
     why: str | None
 
     @property
@@ -100,7 +100,7 @@ class Comparison:
                     seen[hop] if hop < len(seen) else None,
                     told.segment_seconds[hop] if told else None,
                 )
-                for hop in range(len(self.nodes))
+                for hop in range(self.segments)
             ),
         )
 
@@ -123,7 +123,7 @@ class Comparison:
 
     @property
     def lines(self) -> list[str]:
-        """For a person: the figures, after the traffic that they are of."""
+        """For a person: from end to end, after the traffic that it is of. Segments stand in the table of the plan."""
         window = f"{self.recent.window_seconds:.0f} s"
         if self.traffic is None:
             said = [f"no traffic in the last {window}"]
@@ -135,6 +135,14 @@ class Comparison:
         if self.why is not None:
             said.append(f"no prediction: {self.why}")
         if self.traffic is not None or self.expected is not None:
-            names = [*_LABELS.values(), *(f"segment {hop}, {node}" for hop, node in enumerate(self.nodes))]
-            said += [f"{name}: {figure.words}" for name, figure in zip(names, self.figures, strict=True)]
+            said += [f"{_LABELS[f.name]}: {f.words}" for f in self.figures if f.name in _LABELS]
         return said
+
+    def cells(self, hop: int) -> tuple[str, str]:
+        """Milliseconds of a decode step of one segment, observed and predicted, for the table of the plan."""
+        figure = self.figures[3 + hop]
+
+        def cell(seconds: float | None) -> str:
+            return "unknown" if seconds is None else f"{1000 * seconds:.2f}"
+
+        return cell(figure.observed), cell(figure.predicted)

@@ -19,6 +19,7 @@ from pathlib import Path
 from rich.console import Console
 
 from splitinfer.operator.errors import CommandFailed, UserError
+from splitinfer.operator.local.agents import LocalAgents
 from splitinfer.operator.local.converting import convert_ahead
 from splitinfer.operator.local.decide import ENTRY
 from splitinfer.operator.local.lifetime import Stop, ask_on_signals, ask_when_orphaned
@@ -75,8 +76,9 @@ async def serve(
     settings: Settings,
     commands: Commands | None = None,
     console: Console | None = None,
+    agents: LocalAgents | None = None,
 ) -> int:
-    """Run the pipeline until it is asked to stop.
+    """Run the pipeline until it is asked to stop; ``agents`` are told which processes serve.
 
     Returns:
         0 when it served and was stopped, 130 when it was stopped before that, or before the one answer.
@@ -89,7 +91,7 @@ async def serve(
     commands = commands or RuntimeCommands()
     screen = Screen(console or Console())
     recorder = Recorder(
-        screen, request.model.name, settings.port, request.model.root.absolute(), request.basis
+        screen, request.model.name, settings.port, request.model.root.absolute(), request.basis, agents
     )
     logs = _fresh_folder(home() / "logs" / str(settings.port or f"pid-{os.getpid()}"))
     promised = _promised(request)

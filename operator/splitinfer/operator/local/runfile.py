@@ -39,6 +39,8 @@ class RunFile(BaseModel):
     """Folder of the store that has the model."""
     basis: Basis | None = None
     """What the plan was made with; None for one that was given."""
+    agent: str | None = None
+    """``host:port`` of the metrics of the agent that measures this machine; None without one."""
     processes: Mapping[str, int]
 
     @property
