@@ -17,7 +17,7 @@ def report(**changes: object) -> AgentReport:
 
 
 @pytest.mark.parametrize(
-    ("runnable", "threads", "used"), [(0.0, 1, 0.0), (1.0, 1, 0.0), (2.0, 1, 1 / 3), (1.0, 2, 1 / 3)]
+    ("runnable", "threads", "used"), [(0.0, 1, 0.0), (1.0, 1, 0.0), (2.0, 1, 1 / 2), (1.0, 2, 1 / 3)]
 )
 def test_what_others_use_is_what_the_scheduler_leaves_us_less(
     runnable: float, threads: int, used: float

@@ -108,13 +108,13 @@ def stepping(now: float) -> str:
     return "process_cpu_seconds_total 3\n" + "".join(lines)
 
 
-@pytest.mark.parametrize(("busy", "expected"), [(0.0, 2.0), (2.0, 2.0 * 2 / 3)])
+@pytest.mark.parametrize(("busy", "expected"), [(0.0, 2.0), (2.0, 2.0 / 2)])
 async def test_live_steps_calibrate_the_probe(published: Published, busy: float, expected: float) -> None:
     """Steps of twice what the probe predicts (a block of 1.5 ms and 0.5 ms for the step), less what others slow them."""
     world = World(targets=[Targets(serving=(URL,), probes=(PROBE,))], busy=0.0)
     world.metrics[URL] = stepping
     await world.run(14.0, published)  # the probe
-    world.busy = busy  # two threads of others and one of ours, on two CPUs: two thirds are left
+    world.busy = busy  # two threads of others and one of ours, on two CPUs: ours shares one of them
     world.targets = [Targets(serving=(URL,), probes=(PROBE,))]
     state = await world.run(45.0, published, probe_interval=1000.0, serving_threshold=0.0)
     assert state.probes[PROBE].calibration.ratio(world.now) == pytest.approx(expected, rel=0.03)
