@@ -57,7 +57,12 @@ class _Probe:
         message = bytes(nbytes)
         for _ in range(times):
             self._sent(nbytes)
-            await self._call.write(message)
+            try:
+                await self._call.write(message)
+            except asyncio.InvalidStateError:  # it ended while nobody was writing or reading
+                raise LinkProbeError(
+                    f"{(await self._call.code()).name}: {await self._call.details()}"
+                ) from None
 
     async def _answers(self, count: int, began: float) -> tuple[float, ...]:
         answers = []

@@ -22,7 +22,7 @@ def report(**changes: object) -> AgentReport:
 def test_what_others_use_is_what_the_scheduler_leaves_us_less(
     runnable: float, threads: int, used: float
 ) -> None:
-    """Two threads of others beside one of ours on two CPUs leave it two thirds of its speed, not nothing."""
+    """Two threads of others beside one of ours on two CPUs leave it half of its speed, not nothing."""
     said = report(runnable_threads=runnable, probe=probe_result(threads=threads), utilisation=0.99)
     (node, _) = local_snapshot(said, "float32", ["a", "b"], 5.0).nodes
     assert isinstance(node.background_utilisation, Known)
