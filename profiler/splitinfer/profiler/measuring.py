@@ -10,6 +10,7 @@ from splitinfer.profiler.budget import budget
 from splitinfer.profiler.link_pace import Pace, pace
 from splitinfer.profiler.link_schedule import peers_to_probe, sample
 from splitinfer.profiler.links import LinkProbeError
+from splitinfer.profiler.live_window import with_live
 from splitinfer.profiler.rounds import due, refusal
 from splitinfer.profiler.speeds import ProbeError, ProbeResult, speeds_of
 from splitinfer.profiler.state import LinkReading, ProbeReading
@@ -54,8 +55,9 @@ class Measurer:
         board, now = self._board, self._board.ports.clock()
         peers = board.targets.peers_of()
         self._asked = {peer for peer in self._asked if peer in peers}
-        for peer, times in board.ports.live(peers).items():
-            board.put(board.state.with_link(peer, LinkReading(now, times, live=True)))
+        for peer, live in board.ports.live(peers).items():
+            if (reading := board.state.links.get(peer)) is not None:
+                board.put(board.state.with_link(peer, with_live(reading, live, now)))
         self._link_budget = self._link_budget.until(now)
         if self._pace is None:
             return
