@@ -59,7 +59,7 @@ class Measurer:
         self._link_budget = self._link_budget.until(now)
         if self._pace is None:
             return
-        wheel = sample(board.settings.node, peers, self._pace.most * (self._pace.fresh_rounds - 1))
+        wheel = sample(board.settings.node, peers, self._pace.keep)
         while self._link_budget.allows(self._pace.most * board.ports.link_bytes):
             if self._round < self._links_due and self._asked.issuperset(wheel):
                 return
@@ -70,15 +70,15 @@ class Measurer:
         board, node = self._board, self._board.settings.node
         peers, now = board.targets.peers_of(), board.ports.clock()
         ages = {peer: now - link.at for peer, link in board.state.links.items()}
-        asked = peers_to_probe(node, peers, ages, self._link_rounds, pace.most, pace.fresh_rounds)
+        asked = peers_to_probe(node, peers, ages, self._link_rounds, pace.most, pace.keep)
         self._link_rounds += 1
         for peer in asked:
-            reading = None
             try:
                 times = await board.ports.measure(peers[peer].address, self._sent)
                 reading = LinkReading(board.ports.clock(), times)
                 board.say(f"link {peer}", None)
             except LinkProbeError as error:
+                reading = LinkReading(board.ports.clock(), None)
                 board.count(link_errors=1)
                 board.say(f"link {peer}", f"link to {peer}: {error}")
             self._asked.add(peer)
