@@ -1,4 +1,8 @@
-"""``python -m benchmarks``: the runtime, engines alone or against rivals, few bits, the optimizer, links, predictions."""
+"""``python -m benchmarks``: what is measured, and against what.
+
+The runtime as users meet it, engines alone or against rivals, few bits, the optimizer, links of many nodes, predictions
+beside observations, what profiling costs.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ def main() -> int:
         "name",
         nargs="?",
         default="runtime",
-        choices=["runtime", "engine", "engines", "quality", "optimizer", "links", "predictions"],
+        choices=["runtime", "engine", "engines", "quality", "optimizer", "links", "predictions", "overhead"],
     )
     parser.add_argument(
         "--repeats", type=int, default=runtime.Sizes.repeats, help="turns of each measurement"
@@ -47,7 +51,7 @@ def main() -> int:
     for option, least in (("repeats", args.repeats), ("threads", args.threads)):
         if least is not None and least < 1:
             parser.error(f"--{option}: must be at least 1, not {least}")
-    defaults = {"runtime": runtime.Sizes.threads, "engines": 1}
+    defaults = {"runtime": runtime.Sizes.threads, "overhead": runtime.Sizes.threads, "engines": 1}
     threads = args.threads or defaults.get(args.name, usable_cpus())
     sizes = replace(
         runtime.Sizes(), repeats=args.repeats, threads=threads, engine=args.engine, dtype=args.dtype
@@ -90,6 +94,10 @@ def main() -> int:
         from benchmarks import links
 
         report = links.run(args.seeds, args.seconds, note)
+    elif args.name == "overhead":
+        from benchmarks import overhead
+
+        report = overhead.run(sizes, note)
     else:
         report = runtime.run(sizes, note)
     print(report)

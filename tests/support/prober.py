@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 import time
 from dataclasses import asdict
+from typing import NoReturn
 
 import grpc
 
@@ -36,7 +38,7 @@ async def stream(address: str, megabytes: int) -> dict[str, float]:
         return {"bandwidth_bytes_per_second": count * MESSAGE_BYTES / (time.perf_counter() - began)}
 
 
-def main() -> int:
+def main() -> NoReturn:
     """The readings, or ``{"error": WHY}``."""
     parser = argparse.ArgumentParser()
     parser.add_argument("address")
@@ -51,8 +53,9 @@ def main() -> int:
         print(json.dumps(found))
     except LinkProbeError as error:
         print(json.dumps({"error": str(error)}))
-    return 0
+    sys.stdout.flush()
+    os._exit(0)  # now and then gRPC's threads hold up the end of a process whose last call was cancelled
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 from statistics import median
 
@@ -38,6 +38,7 @@ from splitinfer.segment_runtime.engine.port import Engine, EngineError, LoadedRa
 from splitinfer.segment_runtime.engine.threads import cpu_quota
 from splitinfer.segment_runtime.probe_frames import frame_times
 from splitinfer.segment_runtime.store.errors import StoreError
+from splitinfer.segment_runtime.store.index import ModelIndex, block_unit
 from splitinfer.segment_runtime.store.reader import NUMPY_DTYPES, ModelStore, StoredModel
 
 CONTEXT = 128
@@ -163,6 +164,17 @@ def lever(blocks: int, weight_bytes: int, cache_bytes: int | None) -> int:
     return min(blocks, max(2, min(MOST_BLOCKS, wanted)))
 
 
+def block_flops(index: ModelIndex) -> tuple[float, float]:
+    """FLOPs per token of a block's matrices, and of its attention per token that is looked at.
+
+    As `splitinfer.profiler.model_costs` counts them, from which predictions are made; a test holds the two together.
+    """
+    shapes = {name: t.shape for name, t in index.units[block_unit(0)].tensors.items()}
+    widths = [shape[1] for name, shape in shapes.items() if name.endswith("o_proj.weight")]
+    matrices = 2.0 * sum(prod(shape) for shape in shapes.values() if len(shape) == 2)
+    return matrices, 4.0 * (widths[0] if widths else index.hidden_size)
+
+
 def measure(engine: Engine, model: StoredModel, dtype: str, repeats: int, timer: Timer) -> Probe:
     """Time one block, and a few.
 
@@ -178,8 +190,7 @@ def measure(engine: Engine, model: StoredModel, dtype: str, repeats: int, timer:
     memory = Memory(engine.threads, flush_bytes())
     activation = activation_of(dtype)  # type: ignore[arg-type]  # checked by the engine, which loaded it
     frame, frame_rate = frame_times(model.index.hidden_size, activation, 2 * repeats, memory.read)
-    flops = 2.0 * model.index.block_values(0)
-    looked_at = 4.0 * model.index.hidden_size * CONTEXT
+    matrices, attention = block_flops(model.index)
     one, two = (_times(loaded, model, dtype, memory, repeats, timer) for loaded in ranges)
     return Probe(
         model_digest=model.digest,
@@ -191,8 +202,9 @@ def measure(engine: Engine, model: StoredModel, dtype: str, repeats: int, timer:
         kv_bytes_per_token=first.kv_bytes_per_token,
         context_tokens=CONTEXT,
         rows=ROWS,
-        prefill_flops_per_token=flops + looked_at / 2,
-        decode_flops_per_token=flops + looked_at,
+        # A kernel computes all of a chunk's rectangle and masks it: a token of the prompt looks at as many as one that decodes.
+        prefill_flops_per_token=matrices + attention * CONTEXT,
+        decode_flops_per_token=matrices + attention * CONTEXT,
         memory_bytes_per_second=memory.bytes_per_second(repeats, timer),
         frame_seconds=frame,
         frame_bytes_per_second=frame_rate,

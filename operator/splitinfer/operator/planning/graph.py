@@ -29,13 +29,14 @@ def graph_of(model: ModelFacts, dtype: DTypeName, work: Workload, sensitive: fro
         dtype,
     )
 
+    # With more segments a prompt goes in smaller chunks and looks at a few tokens less: an upper bound for those.
+    looked_at = prefill_looked_at(work.prompt_tokens, work.chunking(1).tokens)
+
     def unit(name: str, found: UnitCosts, sensitivity: float = 0.0) -> Unit:
         return Unit(
             name=name,
             parameter_bytes=found.parameter_bytes,
-            prefill_flops_per_token=found.flops_per_token(
-                prefill_looked_at(work.prompt_tokens, work.chunk_tokens)
-            ),
+            prefill_flops_per_token=found.flops_per_token(looked_at),
             decode_flops_per_token=found.flops_per_token(work.typical_context_tokens),
             kv_bytes_per_token=found.kv_bytes_per_token,
             activation_bytes_per_token=found.activation_bytes_per_token,
