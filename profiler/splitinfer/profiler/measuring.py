@@ -59,12 +59,12 @@ class Measurer:
         most = max(1, int(self._link_budget.left // size))
         ages = {peer: now - at for peer, at in self._asked.items()}
         for peer in peers_to_probe(board.settings.node, peers, ages, self._round, most, self._keep):
-            reading = None
             try:
                 times = await board.ports.measure(peers[peer].address, self._sent)
                 reading = LinkReading(board.ports.clock(), times)
                 board.say(f"link {peer}", None)
             except LinkProbeError as error:
+                reading = LinkReading(board.ports.clock(), None)
                 board.count(link_errors=1)
                 board.say(f"link {peer}", f"link to {peer}: {error}")
             self._asked[peer] = board.ports.clock()
