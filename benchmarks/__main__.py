@@ -1,4 +1,8 @@
-"""``python -m benchmarks``: the runtime as users meet it, engines alone or against rivals, few bits, the optimizer."""
+"""``python -m benchmarks``: what is measured, and against what.
+
+The runtime as users meet it, engines alone or against rivals, few bits, the optimizer, links of many nodes, predictions
+beside observations, what profiling costs.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ def main() -> int:
         "name",
         nargs="?",
         default="runtime",
-        choices=["runtime", "engine", "engines", "quality", "optimizer"],
+        choices=["runtime", "engine", "engines", "quality", "optimizer", "links", "predictions", "overhead"],
     )
     parser.add_argument(
         "--repeats", type=int, default=runtime.Sizes.repeats, help="turns of each measurement"
@@ -37,15 +41,17 @@ def main() -> int:
         choices=["unsplit", "split", "batch", "prefill", "delay"],
         help="engines: this part, and others that are named so",
     )
-    parser.add_argument("--seeds", type=int, default=3, help="optimizer: instances of each kind")
-    parser.add_argument("--seconds", type=float, default=5.0, help="optimizer: time that each rival gets")
+    parser.add_argument("--seeds", type=int, default=3, help="optimizer, links: instances of each kind")
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, help="optimizer: time that each rival gets, links: each plan"
+    )
     parser.add_argument("--engine", default=runtime.Sizes.engine, help="runtime: onnx or torch")
     parser.add_argument("--dtype", default=runtime.Sizes.dtype, help="runtime: float32, int8, int4, ...")
     args = parser.parse_args()
     for option, least in (("repeats", args.repeats), ("threads", args.threads)):
         if least is not None and least < 1:
             parser.error(f"--{option}: must be at least 1, not {least}")
-    defaults = {"runtime": runtime.Sizes.threads, "engines": 1}
+    defaults = {"runtime": runtime.Sizes.threads, "overhead": runtime.Sizes.threads, "engines": 1}
     threads = args.threads or defaults.get(args.name, usable_cpus())
     sizes = replace(
         runtime.Sizes(), repeats=args.repeats, threads=threads, engine=args.engine, dtype=args.dtype
@@ -80,6 +86,18 @@ def main() -> int:
         from benchmarks import optimizer
 
         report = optimizer.run(args.seeds, args.seconds, note)
+    elif args.name == "predictions":
+        from benchmarks import predictions
+
+        report = predictions.run(args.repeats, note)
+    elif args.name == "links":
+        from benchmarks import links
+
+        report = links.run(args.seeds, args.seconds, note)
+    elif args.name == "overhead":
+        from benchmarks import overhead
+
+        report = overhead.run(sizes, note)
     else:
         report = runtime.run(sizes, note)
     print(report)

@@ -21,7 +21,7 @@ import httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from splitinfer.optimizer.plan import ModelRef, Plan, equal_cuts
+from splitinfer.optimizer.plan import ModelRef, Plan, Segment, equal_cuts
 from splitinfer.segment_runtime.store.reader import StoredModel
 
 PEAK_SECONDS = 0.5
@@ -91,6 +91,26 @@ class Chain:
     model: StoredModel
     context: int
     concurrency: int
+    addresses: dict[str, str]
+    dtype: str
+
+    def serve(self, epoch: int, segments: Sequence[Segment]) -> Plan:
+        """Serve a plan, and wait until it does."""
+        plan = Plan(
+            epoch=epoch,
+            model=ModelRef(name=self.model.name, digest=self.model.digest),
+            dtype=self.dtype,  # type: ignore[arg-type]  # checked by pydantic
+            blocks=self.model.index.blocks,
+            segments=tuple(segments),
+            max_context_tokens=self.context,
+            kv_budget_tokens=self.context * self.concurrency,
+        )
+        body = {"plan": plan.model_dump(mode="json"), "hosts": self.addresses}
+        httpx.put(f"http://{self.control}/control/plan", json=body).raise_for_status()
+        while (state := self.status())["state"] != "serving" or state["epoch"] != epoch:
+            if state["state"] == "failed":
+                raise RuntimeError(state["last_error"])
+        return plan
 
     def complete(self, prompt: Sequence[int], new_tokens: int) -> tuple[int, float, float]:
         """Stream one greedy completion: (tokens, seconds to the first, seconds in all)."""
@@ -223,19 +243,6 @@ def chain(
             "splitinfer.segment_runtime.entry", "entry", "--model", model.name, "--listen", "127.0.0.1:0",
             "--control", "127.0.0.1:0", "--data", data, *common, *entry_options,
         )  # fmt: skip
-        plan = Plan(
-            epoch=1,
-            model=ModelRef(name=model.name, digest=model.digest),
-            dtype=dtype,  # type: ignore[arg-type]  # checked by pydantic
-            blocks=model.index.blocks,
-            segments=equal_cuts(model.index.blocks, list(hosts)),
-            max_context_tokens=context,
-            kv_budget_tokens=context * concurrency,
-        )
-        body = {
-            "plan": plan.model_dump(mode="json"),
-            "hosts": addresses,
-        }
         served = Chain(
             entry.said["http"],
             entry.said["control"],
@@ -244,9 +251,8 @@ def chain(
             model,
             context,
             concurrency,
+            addresses,
+            dtype,
         )
-        httpx.put(f"http://{served.control}/control/plan", json=body).raise_for_status()
-        while (state := served.status())["state"] != "serving":
-            if state["state"] == "failed":
-                raise RuntimeError(state["last_error"])
+        served.serve(1, equal_cuts(model.index.blocks, list(hosts)))
         yield served

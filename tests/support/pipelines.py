@@ -21,6 +21,7 @@ from splitinfer.segment_runtime.channel import SERVER_OPTIONS
 from splitinfer.segment_runtime.engine.factory import create_engine
 from splitinfer.segment_runtime.engine.port import Engine
 from splitinfer.segment_runtime.entry.coordinator import Coordinator
+from splitinfer.segment_runtime.entry.forecasts import Forecasts
 from splitinfer.segment_runtime.entry.generate import GenerationRequest, SamplingParams, TokenEvent
 from splitinfer.segment_runtime.entry.metrics import PipelineMetrics
 from splitinfer.segment_runtime.entry.pipeline import Pipeline
@@ -120,6 +121,7 @@ class Entry:
     metrics: PipelineMetrics
     registry: CollectorRegistry
     model: StoredModel
+    forecasts: Forecasts
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def serve(self, plan: Plan, hosts: Mapping[str, str]) -> None:
@@ -167,7 +169,7 @@ async def running_entry(
     await server.start()
     engine = engine or create_engine("torch", "cpu", 1)
     coordinator = Coordinator(model, engine, pipeline, returns, f"127.0.0.1:{port}", metrics)
-    entry = Entry(pipeline, coordinator, metrics, registry, model)
+    entry = Entry(pipeline, coordinator, metrics, registry, model, Forecasts(registry, lambda: pipeline.plan))
     entry.tasks = [asyncio.create_task(pipeline.run()), asyncio.create_task(coordinator.run())]
     try:
         yield entry

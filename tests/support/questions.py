@@ -71,6 +71,7 @@ def questions(draw: st.DrawFn, max_blocks: int = 5, max_nodes: int = 4, plain: b
         max_context_tokens=10,
         micro_batches=1 if plain else draw(st.sampled_from([1, 1, 2])),
         prefill_chunk_tokens=512 if plain else draw(st.sampled_from([3, 512])),
+        least_chunk_tokens=128 if plain else draw(st.sampled_from([1, 2, 128])),
         host_overhead_bytes=draw(st.sampled_from([0, 50])),
     )
     needs = [graph.bytes_of(u) + work.kv_budget_tokens * u.kv_bytes_per_token for u in graph.blocks]

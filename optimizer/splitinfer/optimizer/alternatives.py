@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from splitinfer.optimizer.answer import Answer, located
+from splitinfer.optimizer.answer import Answer
 from splitinfer.optimizer.baselines import BASELINES
-from splitinfer.optimizer.compile import compile_problem
-from splitinfer.optimizer.evaluate import evaluate
+from splitinfer.optimizer.chunked import ChunkedProblem, located, named
 from splitinfer.optimizer.question import Question
 from splitinfer.optimizer.stays import cheapest_through
 from splitinfer.optimizer.view import solve_backward, solve_forward, view_of
@@ -28,7 +27,10 @@ class Alternative:
 
 def alternatives(question: Question, chosen: Answer) -> tuple[Alternative, ...]:
     """Of a plan: what simpler rules would give, and its unused nodes with the least that a plan with them costs."""
-    problem = compile_problem(question)
+    problems = ChunkedProblem(question)
+    (any_length,) = problems.groups(ratio=float("inf"))
+    # No plan costs less in this problem's chunks than in its own: what holds for it holds for chains of every length.
+    problem = problems.with_chunking(any_length.chunking)
     here = located(problem, chosen.entry, chosen.segments)
     if here is None or chosen.prediction is None:
         return ()
@@ -39,7 +41,8 @@ def alternatives(question: Question, chosen: Answer) -> tuple[Alternative, ...]:
         if other is None:
             found.append(Alternative(name, "gives no plan: no room, or too many segments"))
             continue
-        judged = evaluate(problem, entry, other)
+        judged = problems.judged(*named(problem, entry, other))
+        assert judged is not None, "it is made of the problem's nodes"
         if judged.broken:
             found.append(Alternative(name, f"breaks {', '.join(judged.broken)}"))
         elif judged.cost > best * (1 + 1e-9):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from splitinfer.optimizer.budget import Budget
-from splitinfer.optimizer.compile import compile_problem
-from splitinfer.optimizer.evaluate import Evaluation, Run, evaluate
+from splitinfer.optimizer.chunked import ChunkedProblem, Named, named, solve_chunked
+from splitinfer.optimizer.evaluate import Evaluation, Run
 from splitinfer.optimizer.plan import Segment
 from splitinfer.optimizer.problem import Ineligible, Problem
 from splitinfer.optimizer.question import Question
-from splitinfer.optimizer.solver import Solution, Status, solve
+from splitinfer.optimizer.solver import Solution, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +54,7 @@ class Answer:
     dead_links: tuple[str, ...]
 
 
-def answer(
-    question: Question, budget: Budget | None = None, hint: tuple[str, tuple[Segment, ...]] | None = None
-) -> Answer:
+def answer(question: Question, budget: Budget | None = None, hint: Named | None = None) -> Answer:
     """Solve a question.
 
     Args:
@@ -67,18 +65,17 @@ def answer(
     Raises:
         OptimizerInputError: a constraint that names what is not there.
     """
-    problem = compile_problem(question)
-    found = located(problem, *hint) if hint else None
-    return in_names(problem, solve(problem, budget, (found,) if found else ()))
+    return in_names(*solve_chunked(ChunkedProblem(question), budget, (hint,) if hint else ()))
 
 
 def in_names(problem: Problem, solution: Solution) -> Answer:
     """A solution by names."""
     p, e = problem, solution.evaluation
+    entry, segments = named(p, solution.entry, solution.runs) if e else ("", ())
     return Answer(
         status=solution.status,
-        entry=p.nodes[p.entries[solution.entry]] if e else "",
-        segments=tuple(Segment(node=p.nodes[n], start=a, stop=b) for n, a, b in solution.runs),
+        entry=entry,
+        segments=segments,
         prediction=predicted(p, solution.runs, e) if e else None,
         bound=solution.bound,
         gap=solution.gap,
@@ -103,22 +100,3 @@ def predicted(problem: Problem, runs: tuple[Run, ...], found: Evaluation) -> Pre
         node_utilisation={p.nodes[n]: u for n, u in sorted(found.node_utilisation.items())},
         segment_seconds=tuple(float(p.ring[a:b, n].sum() + p.step_decode[n]) for n, a, b in runs),
     )
-
-
-def located(
-    problem: Problem, entry: str, segments: tuple[Segment, ...]
-) -> tuple[int, tuple[Run, ...]] | None:
-    """A plan by index; None where a node of it takes no part, or the entry may not be where it is."""
-    index = {name: i for i, name in enumerate(problem.nodes)}
-    homes = {problem.nodes[node]: e for e, node in enumerate(problem.entries)}
-    if entry not in homes or any(segment.node not in index for segment in segments):
-        return None
-    if segments[-1].stop != problem.block_count:
-        return None
-    return homes[entry], tuple((index[s.node], s.start, s.stop) for s in segments)
-
-
-def judged(problem: Problem, entry: str, segments: tuple[Segment, ...]) -> Evaluation | None:
-    """What a plan by names costs and breaks; None where a node of it is not there any more."""
-    found = located(problem, entry, segments)
-    return evaluate(problem, *found) if found else None

@@ -2,7 +2,7 @@
 
 What was never measured, or too long ago, is *unknown*. A node with an unknown value is not eligible and a link with
 one is not used; both are named, with the reason. Sites keep a snapshot of many nodes short: a link between two nodes
-that nobody measured takes the reading of their sites.
+that nobody measured takes the reading of their sites, and what the nodes' own access makes of it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from splitinfer.optimizer.access import NodeAccess, check_access
 from splitinfer.optimizer.values import (
     UNKNOWN,
     Fraction,
@@ -116,6 +117,8 @@ class CapacitySnapshot(Value):
     nodes: tuple[NodeCapacity, ...]
     links: tuple[LinkCapacity, ...] = ()
     site_links: tuple[SiteLink, ...] = ()
+    access: tuple[NodeAccess, ...] = ()
+    """What nodes themselves add to links that nobody measured."""
 
     def model_post_init(self, _context: object) -> None:
         """Names are unique, links lead somewhere, speeds are not zero. Raises OptimizerInputError."""
@@ -141,6 +144,7 @@ class CapacitySnapshot(Value):
                 if end not in sites:
                     raise OptimizerInputError(f"siteLinks[{index}].{field}", f"no node is at site {end!r}")
             _check_pair(f"siteLinks[{index}]", (between.from_site, between.to_site), pairs, between)
+        check_access(self.access, seen)
 
     def age_at(self, now_seconds: float) -> float:
         """Seconds since it was taken; a clock that went backwards makes nothing younger than it was."""

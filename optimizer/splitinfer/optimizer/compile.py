@@ -12,6 +12,7 @@ import numpy as np
 
 from splitinfer.optimizer.canonical import canonical
 from splitinfer.optimizer.capacity import NodeCapacity, kind_of
+from splitinfer.optimizer.chunking import Chunking
 from splitinfer.optimizer.cost import (
     Floats,
     NodeSpeeds,
@@ -21,32 +22,40 @@ from splitinfer.optimizer.cost import (
     prefill_seconds,
 )
 from splitinfer.optimizer.graph import ModelGraph
-from splitinfer.optimizer.links import link_matrices
+from splitinfer.optimizer.links import LinkMatrices, link_matrices
 from splitinfer.optimizer.problem import Ineligible, Problem
 from splitinfer.optimizer.question import Question
 from splitinfer.optimizer.values import Known, Unknown
 from splitinfer.optimizer.wanted import Workload
 
 
-def compile_problem(question: Question) -> Problem:
+def compile_problem(
+    question: Question, chunking: Chunking | None = None, links: LinkMatrices = link_matrices
+) -> Problem:
     """The arrays of a question.
+
+    Args:
+        question: what to compile.
+        chunking: of a prompt; by default that of a chain of one segment.
+        links: reads the snapshot's links, for who has a million of them in another form.
 
     Raises:
         OptimizerInputError: a constraint that names what is not there.
     """
     q, blocks = question, len(question.graph.blocks)
+    chunking = chunking or q.workload.chunking(1)
     names = frozenset(node.name for node in q.snapshot.nodes)
     q.constraints.check_against(blocks, names)
     eligible, ineligible = _eligible(q)
     speeds = _speeds(q, eligible)
-    round_trip, bandwidth, dead = link_matrices(q, eligible)
+    round_trip, bandwidth, dead = links(q, eligible)
     decode = decode_seconds(q.graph, q.graph.blocks, speeds, q.workload)
-    prefill = prefill_seconds(q.graph, q.graph.blocks, speeds, [q.workload.chunk_tokens] * blocks)
-    hops = _hops(q, speeds, round_trip, bandwidth)
+    prefill = prefill_seconds(q.graph, q.graph.blocks, speeds, [float(chunking.tokens)] * blocks)
+    hops = _hops(q, speeds, round_trip, bandwidth, chunking.tokens)
     allowed = _allowed(q, eligible)
     w, work = q.weights, q.workload
     decode_share = work.micro_batches / work.pace_seconds
-    prefill_share = work.chunks * work.concurrency / (work.output_tokens * work.pace_seconds)
+    prefill_share = chunking.count * work.concurrency / (work.output_tokens * work.pace_seconds)
     utilisation = decode * decode_share + prefill * prefill_share
     exposure = _exposure(q, eligible)
     move = _move(q, eligible, bandwidth, speeds)
@@ -83,7 +92,7 @@ def compile_problem(question: Question) -> Problem:
         tpot_limit=q.constraints.tpot_limit_seconds or np.inf,
         ttft_limit=q.constraints.ttft_limit_seconds or np.inf,
         micro_batches=work.micro_batches,
-        chunks=work.chunks,
+        chunks=chunking.count,
         latency_weight=w.latency,
         output_tokens=work.output_tokens,
         exposure=exposure,
@@ -148,14 +157,14 @@ class _Hops:
     link_prefill: Floats
 
 
-def _hops(q: Question, speeds: NodeSpeeds, round_trip: Floats, bandwidth: Floats) -> _Hops:
+def _hops(q: Question, speeds: NodeSpeeds, round_trip: Floats, bandwidth: Floats, chunk_tokens: int) -> _Hops:
     """One matrix per size of activations (most models have one), and one for the return."""
     work = q.workload
     sizes = [unit.activation_bytes_per_token for unit in q.graph.units[:-1]]
     distinct = sorted(set(sizes[:-1]))
     kinds = np.array([*(distinct.index(size) for size in sizes[:-1]), len(distinct)], dtype=np.int64)
     step = speeds.step_overhead / speeds.free
-    frames = [(work.rows * size, work.chunk_tokens * size) for size in distinct]
+    frames = [(work.rows * size, chunk_tokens * size) for size in distinct]
     frames.append((work.rows * sizes[-1], sizes[-1]))
     ring = np.stack([hop_seconds(decode, round_trip, bandwidth, speeds) for decode, _ in frames])
     first = np.stack([hop_seconds(prefill, round_trip, bandwidth, speeds) for _, prefill in frames])

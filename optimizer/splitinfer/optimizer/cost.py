@@ -2,7 +2,8 @@
 
 With ``p`` the bytes of a block's weights, ``kv`` its bytes of KV per token, ``f`` its FLOPs per token, ``B`` a node's
 achieved memory bandwidth, ``F`` its achieved FLOP/s, ``u`` its background utilisation, ``b`` the rows of a decode
-step, ``L`` the typical context, ``q`` the tokens of a prefill chunk, ``n`` the chunks, ``k`` the micro-batches:
+step, ``L`` the typical context, ``q`` the tokens of a prefill chunk, ``n`` the chunks of the prompt (the last counted by its
+share; both depend on the number of segments, see `splitinfer.optimizer.chunking`), ``k`` the micro-batches:
 
     decode block   (max((p + b L kv) / B, b f_decode / F) + block_overhead) / (1 - u)              seconds per step
     prefill block  (max(p / B, q f_prefill / F) + block_overhead) / (1 - u)                        seconds per chunk

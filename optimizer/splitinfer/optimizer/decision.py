@@ -18,14 +18,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from splitinfer.optimizer.answer import Prediction, in_names, judged, located, predicted
+from splitinfer.optimizer.answer import Prediction, in_names, predicted
 from splitinfer.optimizer.budget import Budget
-from splitinfer.optimizer.compile import compile_problem
+from splitinfer.optimizer.chunked import ChunkedProblem, located, solve_chunked
 from splitinfer.optimizer.evaluate import Evaluation
 from splitinfer.optimizer.plan import Segment
 from splitinfer.optimizer.problem import Problem
 from splitinfer.optimizer.question import Question
-from splitinfer.optimizer.solver import solve
 from splitinfer.optimizer.values import Fraction, NonNegative, Value
 from splitinfer.optimizer.wanted import Constraints, RunningPlan
 
@@ -138,11 +137,12 @@ def decide(
     if running is None:
         raise ValueError("question.running: there is no plan to decide about; solve the question instead")
     question = replace(question, now_seconds=now_seconds)
-    problem = compile_problem(question)
-    kept = judged(problem, running.entry, running.segments)
+    problems = ChunkedProblem(question)
+    problem = problems.of(len(running.segments))
+    kept = problems.judged(running.entry, running.segments)
     broken = _broken(problem, running, kept)
     base = kept.cost if kept is not None and not broken else float("inf")
-    options = _options(question, problem, running, base, budget)
+    options = _options(problems, running, base, budget)
     if broken:
         return _forced(broken, options, history, now_seconds)
     assert kept is not None
@@ -186,11 +186,11 @@ _BROKEN = {
 
 
 def _options(
-    question: Question, problem: Problem, running: RunningPlan, base: float, budget: Budget | None
+    problems: ChunkedProblem, running: RunningPlan, base: float, budget: Budget | None
 ) -> tuple[Option, ...]:
     """The best relocation and the best re-split, as far as there are any that differ from keeping."""
-    found = located(problem, running.entry, running.segments)
-    hints = (found,) if found else ()
+    question = problems.question
+    hints = ((running.entry, running.segments),)
     options = []
     same_cuts = question.constraints.model_copy(update={"fixed_cuts": running.cuts})
     tries: tuple[tuple[Action, Constraints], ...] = (
@@ -198,10 +198,10 @@ def _options(
         ("re-split", question.constraints),
     )
     for action, constraints in tries:
-        here = problem
+        asked = problems
         if constraints is not question.constraints:
-            here = compile_problem(replace(question, constraints=constraints))
-        solution = solve(here, budget, hints)
+            asked = ChunkedProblem(replace(question, constraints=constraints))
+        here, solution = solve_chunked(asked, budget, hints)
         if solution.evaluation is None:
             continue
         named = in_names(here, solution)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from splitinfer.optimizer.budget import Budget
+from splitinfer.optimizer.chunked import ChunkedProblem, solve_chunked
 from splitinfer.optimizer.compile import compile_problem, entry_bytes
 from splitinfer.optimizer.mends import (
     MEGA,
@@ -27,7 +28,6 @@ from splitinfer.optimizer.mends import (
     with_trust,
 )
 from splitinfer.optimizer.question import Question
-from splitinfer.optimizer.solver import solve
 
 PLENTY = 2**50
 """Bytes: a node's memory when memory is lifted."""
@@ -140,7 +140,7 @@ def _together(question: Question, first: list[str], feasible: Asker) -> tuple[li
 
 def _asker(budget: Budget | None) -> Asker:
     def feasible(question: Question) -> bool:
-        solution = solve(compile_problem(question), budget, any_plan=True)
+        _, solution = solve_chunked(ChunkedProblem(question), budget, any_plan=True)
         if solution.status == "unknown":
             raise _Undecided
         return solution.evaluation is not None
@@ -247,7 +247,7 @@ def _words(question: Question, name: str) -> str:
                 if c.sensitive_blocks
                 else "the entry"
             )
-            return f"privacy ({what}, trusted are {', '.join(trusted[:5]) or 'no nodes'})"
+            return f"privacy ({what}, trusted: {', '.join(trusted[:5]) or 'none'})"
         case "max_segments":
             return f"at most {c.max_segments} segments"
         case "ttft_limit":

@@ -195,6 +195,8 @@ def _mend_bandwidth(q: Question, feasible: Asker) -> Iterator[Mend]:
     """The largest minimum that has a plan is the bandwidth of some link."""
     readings = [link.bandwidth_bytes_per_second for link in q.snapshot.links]
     readings += [link.bandwidth_bytes_per_second for link in q.snapshot.site_links]
+    for access in q.snapshot.access:  # which limits the links that nobody measured
+        readings += [access.upload_bytes_per_second, access.download_bytes_per_second]
     known = {reading.value for reading in readings if isinstance(reading, Known)}
     now = q.constraints.minimum_bandwidth_bytes_per_second
     lower = sorted((value for value in known if value < now), reverse=True)

@@ -9,39 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from splitinfer.optimizer.dtypes import FEW_BITS, ActivationName, DTypeName, activation_of, weight_bytes
 from splitinfer.optimizer.privacy import Privacy
 
-DTypeName = Literal["float32", "bfloat16", "float16", "int8", "int4"]
-ActivationName = Literal["float32", "bfloat16", "float16"]
-
-FEW_BITS: tuple[DTypeName, ...] = ("int8", "int4")
-"""Dtypes of weights only: hidden states and KV are float32 with them."""
-
-_BLOCK_BYTES: Mapping[DTypeName, float] = {
-    "float32": 128,
-    "bfloat16": 64,
-    "float16": 64,
-    "int8": 32 + 4,  # and a scale
-    "int4": 16 + 4 + 4,  # and a scale and an offset
-}
-"""Bytes of 32 weights."""
-
-
-def activation_of(dtype: DTypeName) -> ActivationName:
-    """The dtype of hidden states and KV in a plan of ``dtype``."""
-    return "float32" if dtype == "int8" or dtype == "int4" else dtype
-
-
-def weight_bytes(values: int, dtype: DTypeName) -> int:
-    """Bytes that ``values`` weights take, rounded up: exact for float dtypes, close for few bits (norms stay float32)."""
-    return math.ceil(values * _BLOCK_BYTES[dtype] / 32)
+__all__ = [
+    "FEW_BITS", "ActivationName", "DTypeName", "ModelRef", "Plan", "PlanError", "Segment", "activation_of",
+    "check_privacy", "check_segments", "cuts_at", "equal_cuts", "weight_bytes",
+]  # fmt: skip
+"""With the dtypes, which a plan names."""
 
 
 class PlanError(Exception):

@@ -44,7 +44,8 @@ class Problem:
             each; its move is in its cost.
         may_cut, may_stay: [N + 1] whether the chain may, or may not, change nodes before a block.
         max_segments, tpot_limit, ttft_limit: hard bounds; infinite where there is none.
-        micro_batches, chunks, latency_weight, output_tokens: for the parts of the cost that do not add up:
+        micro_batches, chunks, latency_weight, output_tokens: for the parts of the cost that do not add up (``chunks``
+            as `splitinfer.optimizer.chunking.Chunking` counts them):
             ``latency_weight x (max(ring, k busiest) - ring + (chunks - 1) busiest_prefill / output_tokens)``.
         exposure, utilisation, move: [N, M] the terms of ``cost`` by themselves, unweighted, for reports.
         step_decode, step_prefill: [M] a segment's overhead, busy time of the node.
@@ -74,7 +75,7 @@ class Problem:
     tpot_limit: float
     ttft_limit: float
     micro_batches: int
-    chunks: int
+    chunks: float
     latency_weight: float
     output_tokens: int
     exposure: Floats

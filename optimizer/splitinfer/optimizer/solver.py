@@ -84,6 +84,7 @@ def solve(
     budget: Budget | None = None,
     hints: tuple[tuple[int, tuple[Run, ...]], ...] = (),
     any_plan: bool = False,
+    cutoff: float = float("inf"),
 ) -> Solution:
     """The best plan for a problem.
 
@@ -92,10 +93,12 @@ def solve(
         budget: how long; without one, until it is proven.
         hints: ``(entry, runs)`` of plans worth trying first, such as the one that runs.
         any_plan: stop at the first plan: the question is only whether there is one.
+        cutoff: only a plan that costs less is of interest. Where there is none, the status is ``unknown`` and the bound,
+            at most, the cutoff.
     """
     if budget is not None:
         warm_up()  # before the clock starts: on a new machine compiling takes longer than most budgets
-    return _Search(problem, (budget or Budget()).start(), any_plan=any_plan).run(hints)
+    return _Search(problem, (budget or Budget()).start(), any_plan=any_plan, cutoff=cutoff).run(hints)
 
 
 @cache
@@ -121,6 +124,7 @@ class _Search:
     problem: Problem
     timer: Timer
     any_plan: bool = False
+    cutoff: float = float("inf")
     entry: int = -1
     runs: tuple[Run, ...] = ()
     best: Evaluation | None = None
@@ -136,7 +140,7 @@ class _Search:
     @property
     def limit(self) -> float:
         """Cost that a plan must be below to be news."""
-        return self.cost - EPSILON * abs(self.cost) if self.best else float("inf")
+        return min(self.cost - EPSILON * abs(self.cost) if self.best else float("inf"), self.cutoff)
 
     def run(self, hints: tuple[tuple[int, tuple[Run, ...]], ...]) -> Solution:
         p = self.problem
@@ -393,8 +397,8 @@ class _Search:
             self._beam(view, prices, keep, rests_of(view))
 
     def _solution(self) -> Solution:
-        bound = min([e.bound for e in self.entries if e.bound < self.limit], default=self.cost)
-        bound = min(bound, self.cost)
+        known = min(self.cost, self.cutoff)
+        bound = min(known, *(e.bound for e in self.entries if e.bound < self.limit), known)
         if self.best:
             status: Status = "optimal" if bound >= self.limit else "feasible"
             bound = self.cost if status == "optimal" else bound

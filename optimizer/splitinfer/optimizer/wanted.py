@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from splitinfer.optimizer.chunking import Chunking, chunk_tokens
 from splitinfer.optimizer.plan import PlanError, Segment, check_segments
 from splitinfer.optimizer.values import Name, NonNegative, OptimizerInputError, Positive, Value
 
@@ -22,6 +23,8 @@ class Workload(Value):
     """Micro-batches in flight, k: each carries ``ceil(concurrency / k)`` rows."""
     prefill_chunk_tokens: Positive = 512
     """A prompt goes through the chain in chunks of at most so many tokens."""
+    least_chunk_tokens: Positive = 128
+    """Chunks are not made smaller than this to have one for every segment."""
     pace_seconds: Annotated[float, Field(gt=0)] = 0.1
     """A token per session each so often: the rate that utilisation is counted at."""
     host_overhead_bytes: Annotated[int, Field(ge=0)] = 0
@@ -34,15 +37,12 @@ class Workload(Value):
         """Sessions in one decode step."""
         return ceil(self.concurrency / self.micro_batches)
 
-    @property
-    def chunks(self) -> int:
-        """Chunks of the typical prompt."""
-        return ceil(self.prompt_tokens / self.prefill_chunk_tokens)
-
-    @property
-    def chunk_tokens(self) -> int:
-        """Tokens of one chunk; the last may have fewer."""
-        return ceil(self.prompt_tokens / self.chunks)
+    def chunking(self, segments: int) -> Chunking:
+        """Chunks of the typical prompt in a chain of so many segments, when it has the chain to itself."""
+        tokens = chunk_tokens(
+            self.prompt_tokens, segments, self.least_chunk_tokens, self.prefill_chunk_tokens
+        )
+        return Chunking(tokens, self.prompt_tokens / tokens)
 
     @property
     def kv_budget_tokens(self) -> int:

@@ -16,7 +16,7 @@ from splitinfer.profiler.speeds import Speeds
 Measured = Known | Unknown
 
 MAX_UTILISATION = 0.99
-"""A node that others use entirely still has a little left: the optimizer's time is divided by what is free."""
+"""However many others there are, a little is left: the optimizer divides times by what is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,8 @@ class NodeMeasurement:
         name: of the node.
         speeds: per dtype; a string says why they are unknown.
         free_memory_bytes: that a host may take; None where the machine does not say.
-        utilisation: share of the node's CPUs that others use, 0 to 1; None before there was a window.
+        left: share of its full speed that a host has beside others (`splitinfer.profiler.contention.share`); None where
+            it is not known what others do.
         age_seconds: of all of it.
         source: of all of it.
     """
@@ -35,7 +36,7 @@ class NodeMeasurement:
     name: str
     speeds: Mapping[str, Speeds | str]
     free_memory_bytes: int | None
-    utilisation: float | None
+    left: float | None
     age_seconds: float = 0.0
     source: str = "agent"
     site: str | None = None
@@ -54,7 +55,7 @@ def node_capacity(measured: NodeMeasurement, dtype: str) -> NodeCapacity:
     found = measured.speeds.get(dtype, f"no probe in {dtype}")
     speeds = found if isinstance(found, Speeds) else None
     why = found if isinstance(found, str) else ""
-    load = None if measured.utilisation is None else min(max(measured.utilisation, 0.0), MAX_UTILISATION)
+    load = None if measured.left is None else min(max(1.0 - measured.left, 0.0), MAX_UTILISATION)
 
     def speed(name: str) -> Measured:
         return known(None if speeds is None else float(getattr(speeds, name)), why)
@@ -70,7 +71,7 @@ def node_capacity(measured: NodeMeasurement, dtype: str) -> NodeCapacity:
         block_overhead_seconds=speed("block_overhead_seconds"),
         step_overhead_seconds=speed("step_overhead_seconds"),
         serialisation_bytes_per_second=speed("serialisation_bytes_per_second"),
-        background_utilisation=known(load, "no window of CPU use yet"),
+        background_utilisation=known(load, "it is not known what others do on its CPUs"),
     )
 
 

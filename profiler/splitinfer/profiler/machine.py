@@ -1,74 +1,83 @@
-"""What this machine gives: free memory under the control group's limits, and how busy its CPUs are."""
+"""What this machine gives now: memory, CPUs, how busy they are, and how many threads want them.
+
+Everything is read below ``root``, so that tests have machines of files. None stands for what the machine does not say.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import resource
 from pathlib import Path
 
-CGROUP = Path("/sys/fs/cgroup")
-MEMINFO = Path("/proc/meminfo")
-STAT = Path("/proc/stat")
+from splitinfer.profiler.control_groups import cpu_quota, memory_left, text_of
+from splitinfer.profiler.window import Counters, CpuTime
+
+ROOT = Path("/")
 
 
-def available_memory(meminfo: Path = MEMINFO, cgroup: Path = CGROUP) -> int | None:
-    """Bytes that can be taken now without swapping, or None where the machine does not say."""
-    found = [value for value in (_meminfo(meminfo), _cgroup_memory(cgroup)) if value is not None]
+def available_memory(root: Path = ROOT) -> int | None:
+    """Bytes that can be taken now without swapping, under the control groups' limits."""
+    found = [value for value in (_meminfo(root), memory_left(root)) if value is not None]
     return min(found, default=None)
 
 
-@dataclass(frozen=True, slots=True)
-class CpuTime:
-    """Jiffies of all CPUs since the machine started."""
+def usable_cpus(root: Path = ROOT) -> float:
+    """CPUs that a process here may use on average: the affinity, and the control groups' quota, which may be a part of one."""
+    if hasattr(os, "sched_getaffinity"):
+        affinity = len(os.sched_getaffinity(0))
+    else:  # not on Linux
+        affinity = os.cpu_count() or 1
+    quota = cpu_quota(root)
+    return float(affinity) if quota is None else min(float(affinity), quota)
 
-    busy: int
-    idle: int
+
+def machine_cpus(root: Path = ROOT) -> int | None:
+    """CPUs that are online, whoever may use them."""
+    names = [line.split()[0] for line in (text_of(root / "proc/stat") or "").splitlines() if line.strip()]
+    return sum(name.startswith("cpu") and name[3:].isdigit() for name in names) or None
 
 
-def cpu_time(stat: Path = STAT) -> CpuTime | None:
-    """From ``/proc/stat``; None where there is none. Waiting for I/O is idle; what a hypervisor took is busy."""
-    for line in _text(stat).splitlines():
+def cpu_time(root: Path = ROOT) -> CpuTime | None:
+    """From ``/proc/stat``."""
+    for line in (text_of(root / "proc/stat") or "").splitlines():
         name, *fields = line.split()
         if name == "cpu" and len(fields) >= 8 and all(field.isdigit() for field in fields[:8]):
             user, nice, system, idle, iowait, irq, softirq, steal = map(int, fields[:8])
-            return CpuTime(user + nice + system + irq + softirq + steal, idle + iowait)
+            return CpuTime(user + system + irq + softirq + steal, nice, idle + iowait)
     return None
 
 
-def utilisation(before: CpuTime | None, after: CpuTime | None) -> float | None:
-    """Share of the time between two readings that CPUs were busy, 0 to 1; None without a window to tell it from."""
-    if before is None or after is None:
-        return None
-    busy, idle = after.busy - before.busy, after.idle - before.idle
-    if busy < 0 or idle < 0 or busy + idle == 0:
-        return None
-    return busy / (busy + idle)
+def counters(at: float, root: Path = ROOT) -> Counters:
+    """For a window, at this time of a monotonic clock."""
+    return Counters(at, cpu_time(root), own_cpu_seconds())
 
 
-def _meminfo(path: Path) -> int | None:
-    for line in _text(path).splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
+def runnable_threads(root: Path = ROOT) -> int | None:
+    """Threads that run or want to run at this moment, whoever's; this one, which reads, is left out.
+
+    From ``/proc/loadavg``: the number that ``/proc/stat`` has as ``procs_running``, for a tenth of the work.
+    """
+    words = (text_of(root / "proc/loadavg") or "").split()
+    running, slash, _ = words[3].partition("/") if len(words) > 3 else ("", "", "")
+    # A kernel that says 0 does not count: the reader itself runs.
+    return int(running) - 1 if slash and running.isdigit() and int(running) >= 1 else None
+
+
+def own_cpu_seconds() -> float:
+    """CPU time of this process, without its children's."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def children_cpu_seconds() -> float:
+    """CPU time of the children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _meminfo(root: Path) -> int | None:
+    for line in (text_of(root / "proc/meminfo") or "").splitlines():
+        words = line.split()
+        if len(words) >= 2 and words[0] == "MemAvailable:" and words[1].isdigit():
+            return int(words[1]) * 1024
     return None
-
-
-def _cgroup_memory(cgroup: Path) -> int | None:
-    pairs = (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    )
-    for limit_file, used_file in pairs:
-        limit, used = _words(cgroup / limit_file), _words(cgroup / used_file)
-        if limit and used and limit[0].isdigit():
-            return max(0, int(limit[0]) - int(used[0]))
-    return None
-
-
-def _words(path: Path) -> list[str]:
-    return _text(path).split()
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("ascii")
-    except (OSError, UnicodeDecodeError):
-        return ""

@@ -41,6 +41,11 @@ class AgentReport(_Values):
     links: Mapping[str, LinkReport | str] = {}
     free_memory_bytes: Annotated[int, Field(ge=0)] | None = None
     utilisation: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of the machine's CPUs that others used over a short window."""
+    runnable_threads: Annotated[float, Field(ge=0)] | None = None
+    """Of others: those that ran or wanted to, on average over it."""
+    machine_cpus: Annotated[int, Field(ge=1)] | None = None
+    usable_cpus: Annotated[float, Field(gt=0)] | None = None
 
 
 def link_report(times: LinkTimes) -> LinkReport:

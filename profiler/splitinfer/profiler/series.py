@@ -85,8 +85,24 @@ PROBE_OUTCOMES = ("done", "failed", "over_budget", "serving")
 PROBE_CPU = Series(
     "splitinfer_node_probe_cpu_seconds_total", "CPU time that probes took", NODE_LABELS, "counter"
 )
+TARGETS_ERRORS = Series(
+    "splitinfer_node_targets_errors_total",
+    "Times that the file of targets could not be used, so that the last good one stayed in force",
+    NODE_LABELS,
+    "counter",
+)
+SCRAPE_ERRORS = Series(
+    "splitinfer_node_serving_scrape_errors_total",
+    "Times that a process which serves on the node did not say what it did",
+    NODE_LABELS,
+    "counter",
+)
+LINK_ERRORS = Series("splitinfer_link_probe_errors_total", "Link probes that failed", NODE_LABELS, "counter")
 LINK_BYTES = Series(
-    "splitinfer_link_probe_bytes_total", "Bytes that link probes sent from this node", NODE_LABELS, "counter"
+    "splitinfer_link_probe_bytes_total",
+    "Bytes that link probes sent from this node",
+    NODE_LABELS,
+    "counter",
 )
 
 # Of one model, dtype and engine on the node, from the last probe.
@@ -137,7 +153,7 @@ LINK_LIVE = Series(
 
 NODE_SERIES = (
     NODE_INFO, NODE_AGE, NODE_MEMORY, NODE_DEVICE_MEMORY, NODE_CPUS, NODE_MACHINE_CPUS, NODE_CPU_BUSY, NODE_RUNNABLE,
-    NODE_SERVING, PROBE_RUNS, PROBE_CPU, LINK_BYTES,
+    NODE_SERVING, PROBE_RUNS, PROBE_CPU, TARGETS_ERRORS, SCRAPE_ERRORS, LINK_ERRORS, LINK_BYTES,
 )  # fmt: skip
 PROBE_SERIES = (
     PROBE_AGE, PROBE_THREADS, PROBE_BANDWIDTH, PROBE_FLOPS, PROBE_BLOCK_OVERHEAD, PROBE_STEP_OVERHEAD,

@@ -9,6 +9,9 @@
     overhead      max(0, t - (w + L kv) / B)         what is left over the roofline
     FLOP/s        q f / (t_prefill - overhead)
 
+A control group's quota of ``c`` CPUs lets ``n`` threads run for ``c / n`` of the time, and is in none of the probe's
+times: every speed is ``min(1, c / n)`` of what they give, and frames, which one thread writes, ``min(1, c)``.
+
 This is the cost model of `splitinfer.optimizer.cost` solved for its parameters, so a block that runs as it was probed is
 predicted as it was timed.
 """
@@ -54,9 +57,13 @@ class ProbeResult(BaseModel):
     kv_bytes_per_token: Count
     context_tokens: Count
     rows: Count
+    prefill_flops_per_token: Annotated[float, Field(gt=0)]
+    decode_flops_per_token: Annotated[float, Field(gt=0)]
     memory_bytes_per_second: BytesPerSecond
     frame_seconds: Seconds
     frame_bytes_per_second: BytesPerSecond
+    quota_cpus: Annotated[float, Field(gt=0)] | None = None
+    free_device_bytes: Annotated[int, Field(ge=0)] | None = None
     times: tuple[BlockTimes, BlockTimes]
 
 
@@ -81,12 +88,16 @@ def parse_probe(line: str) -> ProbeResult:
         raise ProbeError(f"probe: {field}: {first['msg']}") from None
 
 
-def speeds_of(probe: ProbeResult, prefill_flops_per_token: float) -> Speeds:
-    """What the cost model needs.
+@dataclass(frozen=True, slots=True)
+class BlockSeconds:
+    """What one more block takes: a token after the probe's context, and a chunk of so many tokens."""
 
-    Args:
-        probe: times of one and two blocks.
-        prefill_flops_per_token: of one block, as the model graph counts them.
+    decode: float
+    prefill: float
+
+
+def block_seconds(probe: ProbeResult) -> BlockSeconds:
+    """Of one block of the model, under the node's quota.
 
     Raises:
         ProbeError: two blocks were not slower than one: the machine was disturbed, nothing can be told from it.
@@ -95,22 +106,39 @@ def speeds_of(probe: ProbeResult, prefill_flops_per_token: float) -> Speeds:
     more = two.blocks - one.blocks
     if more < 1:
         raise ProbeError("probe: times: a range of one block and a larger one are needed")
-    block = (two.decode_one - one.decode_one) / more
+    decode = (two.decode_one - one.decode_one) / more
     prefill = (two.prefill - one.prefill) / more
-    if block <= 0 or prefill <= 0:
+    if decode <= 0 or prefill <= 0:
         raise ProbeError(
             f"probe: times: {two.blocks} blocks took no longer than {one.blocks}; the node was disturbed, probe again"
         )
+    share = _quota_share(probe, probe.threads)
+    return BlockSeconds(decode / share, prefill / share)
+
+
+def speeds_of(probe: ProbeResult) -> Speeds:
+    """What the cost model needs, from the times of one and two blocks.
+
+    Raises:
+        ProbeError: as `block_seconds`.
+    """
+    block = block_seconds(probe)
+    one, _ = probe.times
+    computes, serialises = _quota_share(probe, probe.threads), _quota_share(probe, 1)
     read = probe.weight_bytes + probe.context_tokens * probe.kv_bytes_per_token
-    bandwidth = max(probe.memory_bytes_per_second, read / block)
-    overhead = max(0.0, block - read / bandwidth)
-    arithmetic = max(
-        prefill - overhead, prefill / 2
-    )  # the overhead was timed elsewhere: it never takes it all
+    bandwidth = max(probe.memory_bytes_per_second * computes, read / block.decode)
+    overhead = max(0.0, block.decode - read / bandwidth)
+    # The overhead was timed elsewhere: it never takes it all.
+    arithmetic = max(block.prefill - overhead, block.prefill / 2)
+    step = max(0.0, one.decode_one / computes - one.blocks * block.decode)
     return Speeds(
         memory_bandwidth_bytes_per_second=bandwidth,
-        flops_per_second=probe.context_tokens * prefill_flops_per_token / arithmetic,
+        flops_per_second=probe.context_tokens * probe.prefill_flops_per_token / arithmetic,
         block_overhead_seconds=overhead,
-        step_overhead_seconds=max(0.0, one.decode_one - one.blocks * block) + probe.frame_seconds,
-        serialisation_bytes_per_second=probe.frame_bytes_per_second,
+        step_overhead_seconds=step + probe.frame_seconds / serialises,
+        serialisation_bytes_per_second=probe.frame_bytes_per_second * serialises,
     )
+
+
+def _quota_share(probe: ProbeResult, threads: int) -> float:
+    return 1.0 if probe.quota_cpus is None else min(1.0, probe.quota_cpus / threads)

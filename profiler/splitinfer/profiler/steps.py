@@ -33,3 +33,13 @@ class StepTotals:
             for name in ("steps", "seconds", "blocks", "block_rows", "block_context_tokens")
         ]
         return None if any(part < 0 for part in parts) else StepTotals(*parts)
+
+    def plus(self, other: StepTotals) -> StepTotals:
+        """Of two hosts together."""
+        return StepTotals(
+            self.steps + other.steps,
+            self.seconds + other.seconds,
+            self.blocks + other.blocks,
+            self.block_rows + other.block_rows,
+            self.block_context_tokens + other.block_context_tokens,
+        )

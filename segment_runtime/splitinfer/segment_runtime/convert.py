@@ -22,6 +22,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from splitinfer.segment_runtime.arguments import Parser
 from splitinfer.segment_runtime.engine.onnx_recipes import unsupported
 from splitinfer.segment_runtime.process import configure_logging
 from splitinfer.segment_runtime.store.conversions import conversions, convert_model
@@ -35,7 +36,7 @@ INTERRUPTED = 130
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(prog="splitinfer-convert", description=(__doc__ or "").splitlines()[0])
+    p = Parser(prog="splitinfer-convert", description=(__doc__ or "").splitlines()[0])
     p.add_argument("--model", required=True, help="its name in the store")
     p.add_argument("--dtype", required=True, choices=list(BITS), help="what to convert to")
     p.add_argument("--store", type=Path, help="folder of the model store")

@@ -3,51 +3,82 @@
 ``python -m splitinfer.segment_runtime.probe --model NAME --dtype D --engine E --threads T``
 
 The profiler's agent runs it at low priority, in a process of its own: the profiler knows no engine, and what a probe
-takes goes back to the system with it. One and two blocks are timed, so that what a step takes whatever its blocks can
+takes goes back to the system with it. One block and a few are timed, so that what a step takes whatever its blocks can
 be told from what a block takes. Before each step the caches are emptied: in a host, a block's weights were last
 touched a whole step ago.
+
+What is told is the node's own speed, without what others take of it: that changes from second to second, is measured
+beside the probe, and would be counted twice. So one thread is timed by its own CPU clock, which stands while others
+run, or while a quota holds the process back. Threads that wait for one another, and a GPU, have no such clock: there
+the shortest of the repeats counts, because whatever disturbs only slows.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from math import ceil, prod
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
 
-from splitinfer.optimizer.plan import activation_of
+from splitinfer.optimizer.dtypes import activation_of
 from splitinfer.segment_runtime.cpu_options import add_thread_options, threads_of
+from splitinfer.segment_runtime.engine.cpu import largest_cache_bytes
 from splitinfer.segment_runtime.engine.factory import create_engine
 from splitinfer.segment_runtime.engine.port import Engine, EngineError, LoadedRange, SessionRows
-from splitinfer.segment_runtime.proto import runtime_pb2 as pb
+from splitinfer.segment_runtime.engine.threads import cpu_quota
+from splitinfer.segment_runtime.probe_frames import frame_times
 from splitinfer.segment_runtime.store.errors import StoreError
+from splitinfer.segment_runtime.store.index import ModelIndex, block_unit
 from splitinfer.segment_runtime.store.reader import NUMPY_DTYPES, ModelStore, StoredModel
-from splitinfer.segment_runtime.wire import array_of, put_array
 
 CONTEXT = 128
 """Tokens in the cache of a session that decodes."""
 ROWS = 8
 """Sessions of the larger decode step."""
+MOST_BLOCKS = 6
+"""Of the larger range: what a probe takes is bounded."""
 FLUSH_BYTES = 96 << 20
-"""More than the last-level cache of an edge node; it is also what the memory's bandwidth is measured over."""
+"""Read to empty the caches where the machine does not say how large they are."""
 
-FRAME_ROWS = 512
-"""Rows of a large frame: a prefill chunk."""
 
-Clock = Callable[[], float]
+@dataclass(frozen=True, slots=True)
+class Timer:
+    """How a step is timed: by which clock, and which of the repeats counts."""
+
+    clock: Callable[[], float]
+    pick: Callable[[Sequence[float]], float]
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """Of one run."""
+        began = self.clock()
+        work()
+        return self.clock() - began
+
+    def best(self, work: Callable[[], object], repeats: int) -> float:
+        """Of so many runs, after one that warms."""
+        return self.pick([self.seconds(work) for _ in range(repeats + 1)][1:])
+
+
+def timer_of(device: str, threads: int) -> Timer:
+    """See above: the CPU clock of the calling thread where it computes alone."""
+    return (
+        Timer(time.thread_time, median) if device == "cpu" and threads == 1 else Timer(time.perf_counter, min)
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class BlockTimes:
-    """Seconds of one step of a range, medians.
+    """Seconds of one step of a range.
 
     Attributes:
         blocks: of the range.
@@ -66,8 +97,10 @@ class BlockTimes:
 class Probe:
     """What a probe found. Bytes per second are achieved, with ``threads`` threads.
 
-    ``frame_seconds`` is what a frame of one row takes to be written and read again, ``frame_bytes_per_second`` how fast
-    the activations of a larger one are.
+    ``frame_seconds`` is what a host does with a frame of one row beside the blocks, ``frame_bytes_per_second`` how fast
+    the activations of a larger one are written and read again. FLOPs are of one block and per token: 2 per weight, and 4 x hidden size per
+    token of context looked at, which in a chunk are half of it on average. ``quota_cpus`` is what the control group
+    lets the process use, on average; none of the times has it in it.
     """
 
     model_digest: str
@@ -79,119 +112,136 @@ class Probe:
     kv_bytes_per_token: int
     context_tokens: int
     rows: int
+    prefill_flops_per_token: float
+    decode_flops_per_token: float
     memory_bytes_per_second: float
     frame_seconds: float
     frame_bytes_per_second: float
+    quota_cpus: float | None
+    free_device_bytes: int | None
     times: tuple[BlockTimes, BlockTimes]
 
 
 class Memory:
     """A buffer larger than the caches."""
 
-    def __init__(self, threads: int, nbytes: int = FLUSH_BYTES) -> None:
-        """Touch it, so that its pages are there."""
-        self._parts: Sequence[NDArray[np.float32]] = np.array_split(np.ones(nbytes // 4, np.float32), threads)
+    def __init__(self, threads: int, nbytes: int) -> None:
+        self._parts: Sequence[NDArray[np.float32]] = np.array_split(_resident(nbytes), threads)
         self._nbytes = nbytes
-        self._pool = ThreadPoolExecutor(threads)
+        self._pool = None if threads == 1 else ThreadPoolExecutor(threads)
 
     def read(self) -> None:
         """All of it, by all threads; numpy lets go of the interpreter while it sums."""
-        for _ in self._pool.map(np.sum, self._parts):
+        for _ in map(np.sum, self._parts) if self._pool is None else self._pool.map(np.sum, self._parts):
             pass
 
-    def bytes_per_second(self, repeats: int, clock: Clock) -> float:
-        """Achieved when it is read; the best of some, because whatever disturbs only slows."""
-        return self._nbytes / min(_seconds(self.read, clock) for _ in range(repeats))
+    def bytes_per_second(self, repeats: int, timer: Timer) -> float:
+        """Achieved when it is read."""
+        return self._nbytes / timer.best(self.read, repeats)
 
 
-def frame_times(hidden_size: int, dtype: str, repeats: int, clock: Clock) -> tuple[float, float]:
-    """Seconds of a frame of one row through both ends, and bytes per second of the rows of a larger one."""
-
-    def through(rows: int) -> tuple[float, int]:
-        array = np.zeros((rows, hidden_size), NUMPY_DTYPES[activation_of(dtype)])  # type: ignore[arg-type]
-
-        def work() -> None:
-            frame = pb.Frame()
-            put_array(frame, array, activation_of(dtype))  # type: ignore[arg-type]
-            array_of(pb.Frame.FromString(frame.SerializeToString()))
-
-        return min(_seconds(work, clock) for _ in range(repeats + 1)), array.nbytes
-
-    (one, small), (many, large) = through(1), through(FRAME_ROWS)
-    return one, (large - small) / max(many - one, one / 10)  # too fast to tell: a lower bound
+def _resident(nbytes: int) -> NDArray[np.float32]:
+    """Values whose pages are there: asked for at once, a tenth of a second sooner than by touching huge pages."""
+    if not hasattr(mmap, "MAP_POPULATE"):  # not on Linux
+        return np.ones(nbytes // 4, np.float32)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+    return np.frombuffer(mmap.mmap(-1, nbytes, flags=flags), np.float32)
 
 
-def _seconds(work: Callable[[], object], clock: Clock) -> float:
-    began = clock()
-    work()
-    return clock() - began
+def flush_bytes() -> int:
+    """Enough to empty the caches: half as much again as the largest, in bounds that keep a probe cheap."""
+    cache = largest_cache_bytes()
+    return FLUSH_BYTES if cache is None else min(max(cache * 3 // 2, 32 << 20), 256 << 20)
 
 
-def measure(engine: Engine, model: StoredModel, dtype: str, repeats: int, clock: Clock) -> Probe:
-    """Time the first two blocks.
+def lever(blocks: int, weight_bytes: int, cache_bytes: int | None) -> int:
+    """Blocks of the larger range: their weights do not fit into the caches, and a disturbed step counts for a part only.
+
+    A difference between one and two blocks is a small one between two noisy times; over more of them it is the same noise
+    by so many times as much. Between 2 and `MOST_BLOCKS`, of a model that has so many ``blocks``.
+    """
+    wanted = ceil(2 * (cache_bytes or FLUSH_BYTES) / weight_bytes)
+    return min(blocks, max(2, min(MOST_BLOCKS, wanted)))
+
+
+def block_flops(index: ModelIndex) -> tuple[float, float]:
+    """FLOPs per token of a block's matrices, and of its attention per token that is looked at.
+
+    As `splitinfer.profiler.model_costs` counts them, from which predictions are made; a test holds the two together.
+    """
+    shapes = {name: t.shape for name, t in index.units[block_unit(0)].tensors.items()}
+    widths = [shape[1] for name, shape in shapes.items() if name.endswith("o_proj.weight")]
+    matrices = 2.0 * sum(prod(shape) for shape in shapes.values() if len(shape) == 2)
+    return matrices, 4.0 * (widths[0] if widths else index.hidden_size)
+
+
+def measure(engine: Engine, model: StoredModel, dtype: str, repeats: int, timer: Timer) -> Probe:
+    """Time one block, and a few.
 
     Raises:
         EngineError: the engine does not have the model or the dtype.
         StoreError: a damaged model.
     """
-    memory = Memory(engine.threads)
-    rate = memory.bytes_per_second(repeats, clock)
-    frame, frame_rate = frame_times(model.index.hidden_size, dtype, repeats, clock)
-    found = []
-    for blocks in (1, min(2, model.index.blocks)):
-        loaded = engine.load_range(model, 0, blocks, dtype)
-        weights, kv = loaded.weight_bytes, loaded.kv_bytes_per_token
-        name, version = loaded.identity.engine, loaded.identity.version
-        found.append((weights, kv, _times(loaded, blocks, model, dtype, memory, repeats, clock)))
-        loaded.drop()
-    (weights, kv, one), (_, _, two) = found
+    free = engine.free_device_bytes  # before anything of ours is there
+    first = engine.load_range(model, 0, 1, dtype)
+    more = lever(model.index.blocks, first.weight_bytes, largest_cache_bytes())
+    # The second range shares the block of the first, which is not loaded twice.
+    ranges = (first, engine.load_range(model, 0, more, dtype))
+    memory = Memory(engine.threads, flush_bytes())
+    activation = activation_of(dtype)  # type: ignore[arg-type]  # checked by the engine, which loaded it
+    frame, frame_rate = frame_times(model.index.hidden_size, activation, 2 * repeats, memory.read)
+    matrices, attention = block_flops(model.index)
+    one, two = (_times(loaded, model, dtype, memory, repeats, timer) for loaded in ranges)
     return Probe(
-        model.digest,
-        dtype,
-        name,
-        version,
-        engine.threads,
-        weights,
-        kv,
-        CONTEXT,
-        ROWS,
-        rate,
-        frame,
-        frame_rate,
-        (one, two),
+        model_digest=model.digest,
+        dtype=dtype,
+        engine=first.identity.engine,
+        version=first.identity.version,
+        threads=engine.threads,
+        weight_bytes=first.weight_bytes,
+        kv_bytes_per_token=first.kv_bytes_per_token,
+        context_tokens=CONTEXT,
+        rows=ROWS,
+        # A kernel computes all of a chunk's rectangle and masks it: a token of the prompt looks at as many as one that decodes.
+        prefill_flops_per_token=matrices + attention * CONTEXT,
+        decode_flops_per_token=matrices + attention * CONTEXT,
+        memory_bytes_per_second=memory.bytes_per_second(repeats, timer),
+        frame_seconds=frame,
+        frame_bytes_per_second=frame_rate,
+        quota_cpus=cpu_quota(),
+        free_device_bytes=free,
+        times=(one, two),
     )
 
 
 def _times(
-    loaded: LoadedRange,
-    blocks: int,
-    model: StoredModel,
-    dtype: str,
-    memory: Memory,
-    repeats: int,
-    clock: Clock,
+    loaded: LoadedRange, model: StoredModel, dtype: str, memory: Memory, repeats: int, timer: Timer
 ) -> BlockTimes:
     kind = NUMPY_DTYPES[activation_of(dtype)]  # type: ignore[arg-type]  # checked by the engine, which loaded it
     rows = np.random.default_rng(0).standard_normal((CONTEXT, model.index.hidden_size)).astype(kind)
-    prefill = []
+    chunks = min(ROWS, max(2, repeats // 2) + 1)
+
+    def timed(batch: Sequence[SessionRows]) -> float:
+        memory.read()
+        count = sum(part.count for part in batch)
+        return timer.seconds(lambda: loaded.step(rows[:count], batch))
+
     for session in range(ROWS):
         loaded.open(session, CONTEXT + 2 * (repeats + 1))
-        memory.read()
-        prefill.append(
-            _seconds(lambda s=session: loaded.step(rows, [SessionRows(s, 0, CONTEXT)]), clock)  # type: ignore[misc]
-        )
+    prefill = [timed([SessionRows(session, 0, CONTEXT)]) for session in range(chunks)]
+    context = loaded.export_kv(0, 0, CONTEXT)
+    for session in range(chunks, ROWS):
+        loaded.import_kv(session, context)  # a chunk more would cost ten times as much
 
-    def decode(sessions: int, position: Callable[[int], int]) -> float:
-        taken = []
-        for _ in range(repeats + 1):
-            memory.read()
-            batch = [SessionRows(s, position(s), 1, decode=True) for s in range(sessions)]
-            taken.append(_seconds(lambda b=batch: loaded.step(rows[:sessions], b), clock))  # type: ignore[misc]
-        return median(taken[1:])  # the first warms
+    def decode(sessions: int, repeats: int) -> float:
+        taken = [
+            timed([SessionRows(s, loaded.length(s), 1, decode=True) for s in range(sessions)])
+            for _ in range(repeats + 1)
+        ]
+        return timer.pick(taken[1:])  # the first warms
 
-    one = decode(1, loaded.length)
-    many = decode(ROWS, loaded.length)
-    return BlockTimes(blocks, one, many, median(prefill[1:]))
+    one, many = decode(1, repeats), decode(ROWS, chunks - 1)
+    return BlockTimes(loaded.stop - loaded.start, one, many, timer.pick(prefill[1:]))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -205,7 +255,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--engine", default="auto", help="auto, onnx or torch")
     p.add_argument("--device", default="cpu", help="cpu, or cuda[:N]")
     add_thread_options(p)
-    p.add_argument("--repeats", type=int, default=5)
+    p.add_argument("--repeats", type=int, default=4, help="steps that are timed of each kind")
     return p
 
 
@@ -217,7 +267,7 @@ def main() -> int:
             raise ValueError("--repeats: must be at least 1")
         engine = create_engine(args.engine, args.device, threads_of(args))
         model = ModelStore(args.store).open(args.model)
-        found = measure(engine, model, args.dtype, args.repeats, time.perf_counter)
+        found = measure(engine, model, args.dtype, args.repeats, timer_of(engine.device, engine.threads))
     except (ValueError, EngineError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from splitinfer.optimizer.plan import DTypeName
+from splitinfer.optimizer.dtypes import DTypeName
 from splitinfer.segment_runtime.engine.port import SessionRows
 from splitinfer.segment_runtime.proto import runtime_pb2 as pb
 

@@ -71,6 +71,11 @@ class RecordingEngine:
         """Of the engine."""
         return self.engine.resident_weight_bytes
 
+    @property
+    def free_device_bytes(self) -> int | None:
+        """Of the engine."""
+        return self.engine.free_device_bytes
+
     def load_range(
         self, model: StoredModel, start: int, stop: int, dtype: str, progress: Callable[[int], None] = print
     ) -> LoadedRange:

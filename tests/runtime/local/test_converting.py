@@ -10,7 +10,7 @@ from tests.support.homes import Home, alive, read_until, wait_gone
 
 pytestmark = pytest.mark.timeout(120)
 
-UP = ("up", "--model", "tiny", "--nodes", "2", "--port", "0", "--dtype", "int4")
+UP = ("up", "--model", "tiny", "--nodes", "2", "--cuts", "equal", "--port", "0", "--dtype", "int4")
 
 
 def test_the_conversion_is_shown_and_over_before_a_host_starts(home: Home) -> None:
@@ -41,7 +41,20 @@ def test_what_is_converted_already_is_not_news(home: Home) -> None:
 
 def test_a_float_dtype_starts_no_conversion(home: Home) -> None:
     """The stored weights are what is loaded."""
-    done = home.run("up", "--model", "tiny", "--nodes", "2", "--port", "0", "--once", "--prompt", "Why?")
+    done = home.run(
+        "up",
+        "--model",
+        "tiny",
+        "--nodes",
+        "2",
+        "--cuts",
+        "equal",
+        "--port",
+        "0",
+        "--once",
+        "--prompt",
+        "Why?",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert home.pids("convert") == []
 

@@ -18,7 +18,7 @@ from tests.support.homes import Home, alive, read_until, wait_gone
 
 pytestmark = pytest.mark.timeout(120)
 
-UP = ("up", "--model", "tiny", "--nodes", "2", "--port", "0")
+UP = ("up", "--model", "tiny", "--nodes", "2", "--cuts", "equal", "--port", "0")
 SERVING = "serving; Ctrl-C"
 
 

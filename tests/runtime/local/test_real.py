@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,6 +113,26 @@ def test_once_answers_with_the_real_model(home: RealHome) -> None:
     assert "node-1" in output
     assert ", 8 tokens," in rest
     assert list((home.path / "run").glob("*.json")) == []
+
+
+def test_a_damaged_model_is_told_by_its_file(home: RealHome, tmp_path: Path) -> None:
+    """Which node, which file and what mends it come first; that the plan was tried again comes last."""
+    damaged = tmp_path / "damaged"
+    shutil.copytree(smollm2_stored().path, damaged / "smollm2")
+    block = damaged / "smollm2" / "block-012.safetensors"
+    content = bytearray(block.read_bytes())
+    content[-5] ^= 1
+    block.write_bytes(content)
+
+    up = home.command(
+        "up", "--store", str(damaged), "--port", "0", "--cuts", "10,20", "--once", "--prompt", "x"
+    )
+    output, _ = up.communicate(timeout=120)
+
+    assert up.returncode == 1
+    last = output.splitlines()[-1]
+    assert last.startswith(f"error: node-1: {block}: its sha256 is ")
+    assert last.endswith("damaged; import the model again (plan: it failed 3 times)")
 
 
 def test_a_killed_host_costs_no_token_and_a_killed_supervisor_leaves_nothing(

@@ -46,7 +46,7 @@ class Control:
 async def control(case: Case, engine: Engine) -> AsyncIterator[Control]:
     """Over a real pipeline."""
     async with running_entry(case.stored, engine=engine) as entry:
-        app = control_app(entry.coordinator, entry.pipeline)
+        app = control_app(entry.coordinator, entry.pipeline, entry.forecasts)
         async with TestClient(TestServer(app)) as client:
             yield Control(entry, client)
 

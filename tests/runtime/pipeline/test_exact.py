@@ -121,7 +121,7 @@ async def test_a_pipeline_may_mix_engines_and_says_which_node_runs_which(
             await entry.serve(plan_for(even.stored, segments, epoch=entry.pipeline.epoch + 1), hosts)
             assert [token for token, _ in await tell(entry, prompt, 16)] == expected
             assert "-float32-onnx+torch-" in entry.pipeline.system_fingerprint
-            told = await status(entry.coordinator, entry.pipeline)
+            told = await status(entry.coordinator, entry.pipeline, entry.forecasts)
     finally:
         torch_fleet.stop()
     engines = {

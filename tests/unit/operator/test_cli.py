@@ -47,7 +47,10 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "expected"),
     [
         (["up", "--port", "x"], "error: --port: invalid int value: 'x'; see `splitinfer up --help`\n"),
-        (["up", "--cuts", "1,b"], "error: --cuts: '1,b' is not a list of block numbers; write 10,20; see"),
+        (
+            ["up", "--cuts", "1,b"],
+            "error: --cuts: '1,b' is not a list of block numbers; write 10,20, or equal; see",
+        ),
         (["up", "--colour"], "error: unrecognized arguments: --colour; see `splitinfer --help`\n"),
         (["fly"], "error: COMMAND: invalid choice"),
         ([], "error: the following arguments are required: COMMAND"),
@@ -148,6 +151,10 @@ def test_check_leaves_before_anything_is_imported_or_started(
     """Without the model what needs none is checked; with it, all."""
     monkeypatch.setenv("SPLITINFER_HOME", str(tmp_path))
     assert cli.main(["up", "--check", "--port", "0", "--cuts", "99"]) == 0
+    assert cli.main(["up", "--check", "--port", "0", "--model", "nope"]) == 2
+    assert capsys.readouterr().err.startswith("error: --model: no model 'nope' in"), (
+        "only the default is imported"
+    )
     write_index(tmp_path / "models", "smollm2", blocks=6)
     assert cli.main(["up", "--check", "--port", "0", "--cuts", "5"]) == 0
     assert cli.main(["up", "--check", "--port", "0", "--cuts", "99"]) == 2

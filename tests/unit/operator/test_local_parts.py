@@ -16,7 +16,6 @@ from splitinfer.operator.local.models import find_model
 from splitinfer.operator.local.runfile import RunFile
 from splitinfer.operator.local.show import format_bytes
 from splitinfer.optimizer.plan import ModelRef, Plan, Segment
-from splitinfer.profiler.machine import available_memory
 from splitinfer.segment_runtime.store.reader import ModelStore
 from tests.support.stored import write_index
 
@@ -39,27 +38,6 @@ def test_the_name_a_model_goes_by_is_not_part_of_its_digest(tmp_path: Path) -> N
     write_index(tmp_path, "two", blocks=2)
     one, two = (find_model(f"store://{name}", tmp_path, "source") for name in ("one", "two"))
     assert one.digest == two.digest
-
-
-def cgroup(root: Path, **files: str) -> Path:
-    """A control group's folder; ``__`` in a name is a slash, ``_`` stays."""
-    for name, text in files.items():
-        path = root / name.replace("__", "/").replace("DOT", ".")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, "ascii")
-    return root
-
-
-def test_memory_is_the_least_of_what_machine_and_control_group_give(tmp_path: Path) -> None:
-    """A container's limit less its use, where that is below the machine's; None where nothing is known."""
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal: 100 kB\nMemAvailable:   50 kB\n", "ascii")
-    nothing, limited = tmp_path / "none", tmp_path / "limited"
-    cgroup(limited, memoryDOTmax="20000", memoryDOTcurrent="5000")
-
-    assert available_memory(meminfo, nothing) == 50 * 1024
-    assert available_memory(meminfo, limited) == 15000
-    assert available_memory(tmp_path / "absent", nothing) is None
 
 
 def run_file(port: int, pid: int | None = None, started: int | None = None, serving: bool = True) -> RunFile:

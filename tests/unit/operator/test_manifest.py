@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from splitinfer.operator.errors import UserError
-from splitinfer.operator.local.support import NEEDS_CAPACITY, REFUSED, check_supported
+from splitinfer.operator.local.support import NEEDS_SOLVER, REFUSED, check_supported
 from splitinfer.operator.spec.blocks import format_blocks, parse_blocks
 from splitinfer.operator.spec.manifest import load_manifest, parse_manifest
 from splitinfer.operator.spec.resource import Spec, SplitInference, resource
@@ -214,13 +214,13 @@ def leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def test_every_field_is_honoured_or_refused_by_the_local_substrate() -> None:
     """A field that is added to the schema must be put on one of the two lists: none is silently ignored."""
-    refused = [path for path, _ in (*NEEDS_CAPACITY, *REFUSED)]
+    refused = [path for path, _ in (*NEEDS_SOLVER, *REFUSED)]
     for path in leaves(Spec):
         by_name = any(path == r or path.startswith(f"{r}.") for r in refused)
         assert by_name != (path in HONOURED), path
 
 
-@pytest.mark.parametrize("path", [path for path, _ in (*NEEDS_CAPACITY, *REFUSED)])
+@pytest.mark.parametrize("path", [path for path, _ in (*NEEDS_SOLVER, *REFUSED)])
 def test_a_field_that_is_set_and_not_honoured_is_refused_by_name(path: str) -> None:
     """Each field on the list, given any value, even its default."""
     values: dict[str, Any] = {
@@ -234,10 +234,10 @@ def test_a_field_that_is_set_and_not_honoured_is_refused_by_name(path: str) -> N
     spec = {"model": {"source": "store://x"}, head: {rest: value} if rest else value}
 
     with pytest.raises(UserError) as refused:
-        check_supported(resource("test", spec))
+        check_supported(resource("test", spec), solved=False)
     assert [field for field, _ in refused.value.problems] == [f"spec.{path}"]
-    if path in dict(NEEDS_CAPACITY):
-        check_supported(resource("test", spec), capacity=True)
+    if path in dict(NEEDS_SOLVER):
+        check_supported(resource("test", spec))
 
 
 def test_every_field_says_what_it_is() -> None:

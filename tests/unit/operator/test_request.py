@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from splitinfer.operator.errors import UserError
-from splitinfer.operator.local.request import MAX_THREADS, Options, Request, make_request, table_rows
+from splitinfer.operator.local.placing import Options
+from splitinfer.operator.local.request import MAX_THREADS, Request, make_request, table_rows
 from splitinfer.operator.spec.resource import resource
 from splitinfer.segment_runtime.engine import threads
 from tests.support.stored import write_index
@@ -23,6 +24,7 @@ def test_as_many_threads_are_taken_as_by_the_engines() -> None:
 def request_for(store: Path, spec: dict[str, Any] | None = None, **options: Any) -> Request:
     """The request for the model ``tiny`` of a store."""
     given = {"model": {"source": "store://tiny"}, **(spec or {})}
+    options = {"cuts": "equal", **options}
     return make_request(resource("test", given), dataclasses.replace(Options(store=store), **options))
 
 
@@ -38,8 +40,8 @@ def cut(request: Request) -> list[str]:
     return [str(segment) for segment in request.plan.segments]
 
 
-def test_without_anything_said_three_nodes_share_equally(store: Path) -> None:
-    """The default is three equal segments, four sessions of 2048 tokens, float32 on whatever engine is best."""
+def test_equal_cuts_over_three_nodes(store: Path) -> None:
+    """`--cuts equal`: three segments by default, four sessions of 2048 tokens, float32 on whatever engine is best."""
     request = request_for(store)
 
     assert cut(request) == ["node-0[0:2]", "node-1[2:4]", "node-2[4:6]"]
@@ -69,20 +71,6 @@ def test_explicit_cuts_name_where_segments_begin(store: Path) -> None:
     assert request.nodes == ("node-0", "node-1", "node-2", "node-3")
 
 
-def test_pins_that_cover_the_model_are_the_plan(store: Path) -> None:
-    """Pins may put two ranges on one node, the U-shape; the nodes are those they name."""
-    pins = [
-        {"blocks": "0", "node": "near"},
-        {"blocks": "1-4", "node": "far"},
-        {"blocks": "5", "node": "near"},
-    ]
-    request = request_for(store, {"placement": {"pins": pins}})
-
-    assert cut(request) == ["near[0:1]", "far[1:5]", "near[5:6]"]
-    assert request.nodes == ("near", "far")
-    assert request.node_bytes("near") == (2 * 160, 2 * 8192 * 2 * 2 * 4 * 4)
-
-
 def test_the_command_line_wins_over_the_manifest(store: Path) -> None:
     """Dtype and engine may be given in both."""
     spec = {"model": {"source": "store://tiny", "dtype": "float16"}}
@@ -104,9 +92,7 @@ def test_a_file_source_is_a_model_folder(store: Path) -> None:
     assert request_for(Path("/nowhere"), spec).model.root == store
 
 
-PIN_GAP = {"placement": {"pins": [{"blocks": "0-3", "node": "a"}]}}
-PIN_OVERLAP = {"placement": {"pins": [{"blocks": "0-3", "node": "a"}, {"blocks": "3-5", "node": "b"}]}}
-FULL_PINS = {"placement": {"pins": [{"blocks": "0-5", "node": "a"}]}}
+PINS = {"placement": {"pins": [{"blocks": "0-5", "node": "a"}]}}
 
 
 @pytest.mark.parametrize(
@@ -134,10 +120,9 @@ FULL_PINS = {"placement": {"pins": [{"blocks": "0-5", "node": "a"}]}}
         ({}, {"cuts": (2, 4), "nodes": 2}, "--nodes", "use --nodes 3"),
         ({}, {"threads": 0}, "--threads", "at least 1"),
         ({}, {"threads": MAX_THREADS + 1}, "--threads", f"at most {MAX_THREADS}"),
-        (PIN_GAP, {}, "spec.placement.pins", "blocks [4:6) are missing"),
-        (PIN_OVERLAP, {}, "spec.placement.pins", "overlaps block 3"),
-        (FULL_PINS, {"nodes": 2}, "--nodes", "remove one"),
-        (FULL_PINS, {"cuts": (2,)}, "--cuts", "remove one"),
+        (PINS, {"cuts": (2,)}, "--cuts", "remove one"),
+        (PINS, {}, "--cuts", "remove one"),
+        ({"slo": {"tpotMilliseconds": 50}}, {}, "spec.slo.tpotMilliseconds", "remove one"),
         ({"placement": {"maxSegments": 2}}, {}, "spec.placement.maxSegments", "3 segments asked for"),
         ({"workload": {"maxContextTokens": 5000}}, {}, "spec.workload.maxContextTokens", "4096"),
         ({}, {"memory_bytes": 1000}, "spec.workload.concurrency", "lower concurrency"),

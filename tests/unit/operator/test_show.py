@@ -9,6 +9,7 @@ from rich.console import Console
 
 from splitinfer.operator.local.control import EntryStatus, Progress
 from splitinfer.operator.local.show import Screen
+from splitinfer.optimizer.forecast import Forecast, Traffic
 from tests.support.stored import write_index
 from tests.unit.operator.test_request import request_for
 
@@ -78,3 +79,27 @@ def test_the_plan_is_a_table_of_node_blocks_and_bytes(tmp_path: Path) -> None:
         if "│" in line
     ]
     assert rows == [["node-0", "0-1", "320"], ["node-1", "2", "160"]]
+
+
+def test_what_is_expected_of_the_plan_stands_below_it(tmp_path: Path) -> None:
+    """For the load that it was made for, in milliseconds; nothing where cuts were given."""
+    write_index(tmp_path, "tiny", blocks=3)
+    request = request_for(tmp_path, nodes=2)
+    load = Traffic(sessions=2.0, in_flight=2, context_tokens=300.0, prompt_tokens=256)
+    shown, out = screen(terminal=False)
+    shown.plan(request)
+    assert "expected" not in out.getvalue()
+    shown.plan(
+        request,
+        Forecast(
+            traffic=load,
+            tpot_seconds=0.0456,
+            ttft_seconds=0.7048,
+            tokens_per_second=87.72,
+            segment_seconds=(0.02,),
+        ),
+    )
+    assert out.getvalue().splitlines()[-1] == (
+        "expected with 4 users and prompts of 256 tokens: first token after 705 ms, 45.6 ms per token, "
+        "87.7 tokens/s in all"
+    )

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from splitinfer.optimizer.answer import answer, judged
+from splitinfer.optimizer.answer import answer
+from splitinfer.optimizer.chunked import judged
 from splitinfer.optimizer.compile import compile_problem
 from splitinfer.optimizer.example import tiny_question
 from splitinfer.optimizer.graph import ModelGraph

@@ -45,6 +45,17 @@ def test_import_and_list(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert lines[1].endswith(str(folder))
 
 
+def test_a_store_that_is_not_there_is_no_empty_store(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder that was mistyped is an error; one without models says how to get the first."""
+    assert run("list", "--store", str(tmp_path / "mistyped")) == 2
+    assert capsys.readouterr().err.startswith(f"error: --store: {tmp_path / 'mistyped'} is no folder")
+    (tmp_path / "empty").mkdir()
+    assert run("list", "--store", str(tmp_path / "empty")) == 0
+    assert "splitinfer models import smollm2" in capsys.readouterr().out
+
+
 def test_import_converts_ahead_and_says_what_was_exact(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,12 +92,6 @@ def test_default_store(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("SPLITINFER_HOME", str(tmp_path / "home"))
     assert run("import", str(folder)) == 0
     assert (tmp_path / "home" / "models" / "tiny" / "index.json").is_file()
-
-
-def test_empty_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """No model: how to get one."""
-    assert run("list", "--store", str(tmp_path / "none")) == 0
-    assert "splitinfer models import smollm2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ def test_names_that_are_no_names(folder: Path, store: ModelStore, name: str) -> 
 @pytest.mark.parametrize(
     ("source", "kind", "message"),
     [
+        ("", SourceNotFound, "SOURCE is empty; name a folder"),
+        (" ", SourceNotFound, "SOURCE is empty"),
         ("/nowhere/model", SourceNotFound, "/nowhere/model: no such file or folder"),
         ("hf://just-a-name", SourceNotFound, "hf://ORG/NAME@REVISION"),
         ("hf://a/b@c d", SourceNotFound, "hf://ORG/NAME@REVISION"),

@@ -6,7 +6,7 @@ import argparse
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 DEVICE = "cpu|cuda[:N]"
 
@@ -18,12 +18,16 @@ def device(text: str) -> str:
     return text
 
 
-def cuts(text: str) -> tuple[int, ...]:
-    """Block numbers that grow. How many blocks there are, the model says."""
+def cuts(text: str) -> tuple[int, ...] | Literal["equal"]:
+    """Block numbers that grow, or ``equal``. How many blocks there are, the model says."""
+    if text == "equal":
+        return "equal"
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of block numbers; write 10,20") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of block numbers; write 10,20, or equal"
+        ) from None
     for before, after in zip((0, *numbers), numbers, strict=False):
         if after <= before:
             raise argparse.ArgumentTypeError(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splitinfer.operator.commands.arguments import prometheus
+from splitinfer.operator.commands.capacity import from_server, refuse_without_server
 
 if TYPE_CHECKING:
     from splitinfer.operator.local.models import ModelFacts
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from splitinfer.operator.errors import UserError
     from splitinfer.operator.local.models import find_model, home
-    from splitinfer.operator.local.request import context_tokens
+    from splitinfer.operator.local.placing import context_tokens
     from splitinfer.operator.local.support import check_supported
     from splitinfer.operator.planning.question import make_question
     from splitinfer.operator.planning.ready import ready_solver
@@ -65,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.seconds > 0:
         raise UserError("--seconds", f"{arguments.seconds}: the search needs some time")
     resource = load_manifest(arguments.file)
-    check_supported(resource, capacity=True)
+    check_supported(resource)
     model = find_model(resource.spec.model.source, arguments.store or home() / "models", "spec.model.source")
     known = _capacity(arguments, resource, model)
     for note in known.notes:
@@ -96,25 +97,11 @@ def _notes(known: Measured) -> dict[str, list[str]]:
 
 def _capacity(arguments: argparse.Namespace, resource: SplitInference, model: ModelFacts) -> Measured:
     """From the file or from the server."""
-    from splitinfer.operator.errors import UserError
-    from splitinfer.operator.planning.measured import Measured, measured, server
+    from splitinfer.operator.planning.measured import Measured
     from splitinfer.operator.planning.snapshot import load_snapshot
-    from splitinfer.profiler.node_speeds import Asked
 
     if arguments.prometheus is not None:
         wanted = resource.spec.model
-        return measured(
-            Asked(model.digest, wanted.dtype, None if wanted.engine == "auto" else wanted.engine),
-            server(
-                arguments.prometheus,
-                arguments.prometheus_config,
-                arguments.nodes_file,
-                dict(arguments.stale_after),
-            ),
-        )
-    for flag in ("--prometheus-config", "--nodes-file", "--stale-after"):
-        if getattr(arguments, flag[2:].replace("-", "_")):
-            raise UserError(
-                flag, "is of --prometheus; with --capacity the snapshot says everything; remove it"
-            )
+        return from_server(arguments, model.digest, wanted.dtype, wanted.engine)
+    refuse_without_server(arguments, "with --capacity the snapshot says everything")
     return Measured(load_snapshot(arguments.capacity), ())

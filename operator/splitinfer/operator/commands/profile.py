@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splitinfer.operator.commands.arguments import DEVICE, device, prometheus
+from splitinfer.operator.commands.capacity import from_server, refuse_without_server
 
 if TYPE_CHECKING:
     from splitinfer.optimizer.capacity import CapacitySnapshot
@@ -45,10 +46,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure or ask, and print; 1 when something is unknown."""
     import sys
 
-    from splitinfer.operator.planning.capacity_table import unknown_of
+    from splitinfer.operator.planning.capacity_table import busy, unknown_of
 
     taken = _measured(arguments) if arguments.prometheus is None else _given(arguments)
     _show(taken, arguments.dtype, arguments.output)
+    if arguments.prometheus is None and (warning := busy(taken)):
+        print(warning, file=sys.stderr)
     missing = unknown_of(taken, arguments.dtype)
     for line in missing:
         print(f"unknown: {line}", file=sys.stderr)
@@ -65,9 +68,7 @@ def _measured(arguments: argparse.Namespace) -> CapacitySnapshot:
     from splitinfer.operator.local.profiling import local_snapshot, measure
     from splitinfer.operator.local.request import MAX_THREADS
 
-    for flag in ("--prometheus-config", "--nodes-file", "--stale-after"):
-        if getattr(arguments, flag[2:].replace("-", "_")):
-            raise UserError(flag, "is of a server; add --prometheus URL, or remove it")
+    refuse_without_server(arguments, "without it this machine is measured")
     count = DEFAULT_NODES if arguments.nodes is None else arguments.nodes
     if not 1 <= count <= 64:
         raise UserError("--nodes", f"{count}: from 1 to 64 processes")
@@ -77,7 +78,7 @@ def _measured(arguments: argparse.Namespace) -> CapacitySnapshot:
     device = arguments.device or DEFAULT_DEVICE
     found = asyncio.run(measure(model, arguments.dtype, arguments.engine, device, arguments.threads, count))
     names = [f"node-{i}" for i in range(count)]
-    return local_snapshot(found, model, arguments.dtype, names, time.time())
+    return local_snapshot(found, arguments.dtype, names, time.time())
 
 
 def _given(arguments: argparse.Namespace) -> CapacitySnapshot:
@@ -86,20 +87,14 @@ def _given(arguments: argparse.Namespace) -> CapacitySnapshot:
 
     from splitinfer.operator.errors import UserError
     from splitinfer.operator.local.models import find_model, home
-    from splitinfer.operator.planning.measured import measured, server
-    from splitinfer.profiler.node_speeds import Asked
 
     for flag in ("--nodes", "--threads", "--device"):
         if getattr(arguments, flag[2:]) is not None:
             raise UserError(
                 flag, "is of measuring this machine; with --prometheus nothing is measured; remove it"
             )
-    of = server(
-        arguments.prometheus, arguments.prometheus_config, arguments.nodes_file, dict(arguments.stale_after)
-    )
     model = find_model(f"store://{arguments.model}", arguments.store or home() / "models", "--model")
-    engine = None if arguments.engine == "auto" else arguments.engine
-    known = measured(Asked(model.digest, arguments.dtype, engine), of)
+    known = from_server(arguments, model.digest, arguments.dtype, arguments.engine)
     for note in known.notes:
         print(f"note: {note}", file=sys.stderr)
     return known.snapshot

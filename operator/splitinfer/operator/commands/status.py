@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from splitinfer.operator.local.compare import Comparison
     from splitinfer.operator.local.control import EntryStatus, HostStatus, RangeStatus
     from splitinfer.operator.local.runfile import RunFile
 
@@ -33,6 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from splitinfer.operator.errors import CommandFailed
     from splitinfer.operator.local.control import ControlError
+    from splitinfer.operator.local.machine_lines import ask, lines
     from splitinfer.operator.local.runfile import the_one
 
     pipeline = the_one(arguments.url)
@@ -45,12 +47,15 @@ def run(arguments: argparse.Namespace) -> int:
             if pipeline.serving:
                 raise CommandFailed(f"{pipeline.endpoint}: the entry does not answer ({error})") from None
     if arguments.output == "json":
-        facts = {
+        facts: dict[str, Any] = {
             "endpoint": pipeline.endpoint,
             "model": pipeline.model,
             "serving": pipeline.serving,
             "processes": dict(pipeline.processes),
         }
+        if status is not None and status.plan is not None:
+            facts["compared"] = _comparison(pipeline, status).data
+        facts["machine"] = asyncio.run(ask(pipeline.agent))
         json.dump({**raw, **facts}, sys.stdout, indent=2)
         print()
         return 0
@@ -58,7 +63,9 @@ def run(arguments: argparse.Namespace) -> int:
     if not pipeline.serving or status is None:
         show_starting(console, pipeline, status)
     if status is not None and (pipeline.serving or status.plan is not None):
-        show(console, pipeline.endpoint or "unknown", status)
+        show(console, pipeline.endpoint or "unknown", status, _comparison(pipeline, status))
+        for text in lines(asyncio.run(ask(pipeline.agent))):
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
@@ -83,6 +90,29 @@ def show_starting(console: Console, pipeline: RunFile, status: EntryStatus | Non
         console.print(f"last error: {status.last_error}", markup=False, highlight=False, soft_wrap=True)
 
 
+def _comparison(pipeline: RunFile, status: EntryStatus) -> Comparison:
+    """What is observed now beside what was to be expected of it."""
+    from splitinfer.operator.errors import UserError
+    from splitinfer.operator.local.compare import NO_BASIS, Comparison, traffic_of
+    from splitinfer.operator.local.models import find_model
+    from splitinfer.operator.planning.forecast import NoForecast, forecast
+
+    plan, recent = status.plan, status.recent
+    if plan is None:
+        return Comparison(recent, None, None, 0, "no plan serves")
+    traffic, expected, why = traffic_of(recent), None, None
+    if pipeline.basis is None or pipeline.store is None:
+        why = NO_BASIS
+    else:
+        try:
+            model = find_model(f"store://{plan.model.name}", pipeline.store, "model")
+            load = traffic or pipeline.basis.traffic
+            expected = forecast(model, plan.dtype, plan.segments, pipeline.basis, load)
+        except (NoForecast, UserError) as error:
+            why = str(error)
+    return Comparison(recent, traffic, expected, len(plan.segments), why)
+
+
 async def _ask(control: str) -> tuple[dict[str, Any], EntryStatus]:
     from splitinfer.operator.local.control import ControlClient
 
@@ -93,10 +123,12 @@ async def _ask(control: str) -> tuple[dict[str, Any], EntryStatus]:
         await client.aclose()
 
 
-def show(console: Console, endpoint: str, status: EntryStatus) -> None:
+def show(console: Console, endpoint: str, status: EntryStatus, comparison: Comparison) -> None:
     """The status for a person."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
+    from splitinfer.operator.local.show import format_bytes
     from splitinfer.operator.spec.blocks import format_blocks
 
     def line(text: str) -> None:
@@ -110,8 +142,9 @@ def show(console: Console, endpoint: str, status: EntryStatus) -> None:
         line(f"last error: {status.last_error}")
     if status.plan is not None:
         plan = status.plan
-        table = Table(title=f"{plan.model.name}, {plan.blocks} blocks, {plan.dtype}")
-        for name in ("hop", "node", "blocks", "weight bytes", "KV bytes", "engine", "alive"):
+        table = Table(title=f"{plan.model.name}, {plan.blocks} blocks, {plan.dtype}", box=SIMPLE_HEAD)
+        columns = ("hop", "node", "blocks", "weights", "KV", "engine", "alive", "step ms", "predicted")
+        for name in columns:
             table.add_column(name, justify="left" if name in ("node", "engine", "alive") else "right")
         for hop, segment in enumerate(plan.segments):
             host = status.hosts.get(segment.node)
@@ -120,10 +153,11 @@ def show(console: Console, endpoint: str, status: EntryStatus) -> None:
                 str(hop),
                 segment.node,
                 format_blocks(segment.start, segment.stop),
-                f"{loaded.weight_bytes:,}" if loaded else "unknown",
-                f"{loaded.kv_bytes:,}" if loaded else "unknown",
+                format_bytes(loaded.weight_bytes) if loaded else "unknown",
+                format_bytes(loaded.kv_bytes) if loaded else "unknown",
                 _engine(host, loaded),
                 "yes" if host and host.alive else "no",
+                *comparison.cells(hop),
             )
         console.print(table)
         for text in identities(status):
@@ -136,6 +170,8 @@ def show(console: Console, endpoint: str, status: EntryStatus) -> None:
     for name, label in (("ttft", "time to first token"), ("tpot", "time per output token")):
         median, p95 = (_ms(status.observed.get(f"{name}_{q}_seconds")) for q in ("p50", "p95"))
         line(f"{label}: median {median}, p95 {p95}")
+    for text in comparison.lines:
+        line(text)
 
 
 def _engine(host: HostStatus | None, loaded: RangeStatus | None) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import httpx
 from pydantic import BaseModel, ConfigDict
 
+from splitinfer.optimizer.forecast import Forecast
 from splitinfer.optimizer.plan import Plan
 
 
@@ -80,6 +81,45 @@ class Sessions(_Answer):
     waiting: int = 0
 
 
+class Steps(_Answer):
+    """Steps of one phase."""
+
+    steps: int
+    sessions_mean: float
+    rows_mean: float
+    context_tokens_mean: float
+    in_flight_mean: float
+    hop_p50_seconds: tuple[float, ...] = ()
+
+
+class Tokens(_Answer):
+    """Tokens after the first."""
+
+    count: int
+    tpot_p50_seconds: float
+    tpot_p95_seconds: float
+    per_second: float | None = None
+
+
+class Prompts(_Answer):
+    """First tokens."""
+
+    count: int
+    ttft_p50_seconds: float
+    ttft_p95_seconds: float
+    tokens_p50: int
+
+
+class Recent(_Answer):
+    """What was served in the last ``window_seconds`` under the plan that serves; None: no such traffic."""
+
+    window_seconds: float = 0.0
+    decode: Steps | None = None
+    prefill: Steps | None = None
+    tokens: Tokens | None = None
+    prompts: Prompts | None = None
+
+
 class EntryStatus(_Answer):
     """What the entry does now."""
 
@@ -92,6 +132,7 @@ class EntryStatus(_Answer):
     hosts: Mapping[str, HostStatus] = {}
     sessions: Sessions = Sessions()
     observed: Mapping[str, float | int | None] = {}
+    recent: Recent = Recent()
 
 
 class ControlClient:
@@ -120,14 +161,16 @@ class ControlClient:
         except ValueError as error:
             raise ControlError(f"status that cannot be read: {str(error).splitlines()[0]}") from error
 
-    async def send_plan(self, plan: Plan, hosts: Mapping[str, str]) -> bool:
-        """Hand over a plan; False when its epoch is not newer than the entry's (ask, and send the next).
+    async def send_plan(self, plan: Plan, hosts: Mapping[str, str], forecast: Forecast | None = None) -> bool:
+        """Hand over a plan, with what it is expected to do; False when its epoch is not newer than the entry's (ask, and send the next).
 
         Raises:
             PlanRefused: the entry says which field is wrong.
             ControlError: it cannot be asked.
         """
-        body = {"plan": plan.model_dump(mode="json"), "hosts": dict(hosts)}
+        body: dict[str, Any] = {"plan": plan.model_dump(mode="json"), "hosts": dict(hosts)}
+        if forecast is not None:
+            body["forecast"] = forecast.model_dump(mode="json")
         answer = await self._ask("PUT", "/control/plan", body, accept=(400, 409))
         if answer.status_code == 400:
             raise PlanRefused(_problem(answer))

@@ -54,7 +54,7 @@ class ModelFacts:
         blocks: number of blocks.
         max_context_tokens: longest context the model was made for.
         kv_values_per_token: values (not bytes) of KV that one token takes in one block.
-        unit_values: number of weights of each unit.
+        shapes: of the tensors of each unit.
         hidden_size: width of the activations.
         tied: the LM head is the embedding.
     """
@@ -65,14 +65,19 @@ class ModelFacts:
     blocks: int
     max_context_tokens: int
     kv_values_per_token: int
-    unit_values: Mapping[str, int]
+    shapes: Mapping[str, Mapping[str, tuple[int, ...]]]
     hidden_size: int
     tied: bool
 
+    @property
+    def unit_values(self) -> Mapping[str, int]:
+        """Number of weights of each unit."""
+        return {unit: sum(map(math.prod, shapes.values())) for unit, shapes in self.shapes.items()}
+
     def weight_bytes(self, start: int, stop: int, dtype: DTypeName) -> int:
         """Bytes of the weights of blocks ``[start, stop)``."""
-        values = sum(self.unit_values[_block_unit(index)] for index in range(start, stop))
-        return weight_bytes(values, dtype)
+        values = self.unit_values
+        return weight_bytes(sum(values[_block_unit(index)] for index in range(start, stop)), dtype)
 
     def kv_bytes(self, blocks: int, tokens: int, dtype: DTypeName) -> int:
         """Bytes of KV of ``tokens`` tokens in ``blocks`` blocks."""
@@ -144,7 +149,8 @@ def _read(root: Path, name: str, field: str) -> ModelFacts:
     try:
         raw: dict[str, Any] = json.loads(path.read_text("utf-8"))
         index = _Index.model_validate(raw)
-        missing = [unit for unit in map(_block_unit, range(index.blocks)) if unit not in index.units]
+        wanted = ("embed", *map(_block_unit, range(index.blocks)), "head")
+        missing = [unit for unit in wanted if unit not in index.units]
         if missing:
             raise ValueError(f"no unit {missing[0]}")
     except FileNotFoundError:
@@ -166,8 +172,8 @@ def _read(root: Path, name: str, field: str) -> ModelFacts:
         blocks=index.blocks,
         max_context_tokens=index.max_context_tokens,
         kv_values_per_token=2 * index.kv_heads * index.head_dim,
-        unit_values={
-            unit: sum(math.prod(tensor.shape) for tensor in entry.tensors.values())
+        shapes={
+            unit: {name: tensor.shape for name, tensor in entry.tensors.items()}
             for unit, entry in index.units.items()
         },
         hidden_size=index.hidden_size,

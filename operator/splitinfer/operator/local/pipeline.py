@@ -19,6 +19,7 @@ from pathlib import Path
 from rich.console import Console
 
 from splitinfer.operator.errors import CommandFailed, UserError
+from splitinfer.operator.local.agents import LocalAgents
 from splitinfer.operator.local.converting import convert_ahead
 from splitinfer.operator.local.decide import ENTRY
 from splitinfer.operator.local.lifetime import Stop, ask_on_signals, ask_when_orphaned
@@ -29,6 +30,8 @@ from splitinfer.operator.local.request import Request
 from splitinfer.operator.local.show import Screen
 from splitinfer.operator.local.supervisor import Supervisor
 from splitinfer.operator.openai import ChatClient
+from splitinfer.operator.planning.forecast import forecast
+from splitinfer.optimizer.forecast import Forecast
 
 INTERRUPTED = 130
 
@@ -73,8 +76,9 @@ async def serve(
     settings: Settings,
     commands: Commands | None = None,
     console: Console | None = None,
+    agents: LocalAgents | None = None,
 ) -> int:
-    """Run the pipeline until it is asked to stop.
+    """Run the pipeline until it is asked to stop; ``agents`` are told which processes serve.
 
     Returns:
         0 when it served and was stopped, 130 when it was stopped before that, or before the one answer.
@@ -86,8 +90,11 @@ async def serve(
     parent = os.getppid()
     commands = commands or RuntimeCommands()
     screen = Screen(console or Console())
-    recorder = Recorder(screen, request.model.name, settings.port)
+    recorder = Recorder(
+        screen, request.model.name, settings.port, request.model.root.absolute(), request.basis, agents
+    )
     logs = _fresh_folder(home() / "logs" / str(settings.port or f"pid-{os.getpid()}"))
+    promised = _promised(request)
     supervisor = Supervisor(
         request.plan,
         {
@@ -96,10 +103,11 @@ async def serve(
         },
         logs,
         recorder,
+        forecast=promised,
     )
     stop = Stop(again=supervisor.kill)
     ask_on_signals(stop)
-    screen.plan(request)
+    screen.plan(request, promised)
     recorder.begin(supervisor)
 
     async def work() -> None:
@@ -129,6 +137,14 @@ async def serve(
         if stop.asked():
             screen.note(f"stopping: {stop.why}")
     return INTERRUPTED if settings.once and stop.asked() else 0
+
+
+def _promised(request: Request) -> Forecast | None:
+    """What the plan is expected to do under the load that it was made for; None for a plan that was given."""
+    plan, basis = request.plan, request.basis
+    if basis is None:
+        return None
+    return forecast(request.model, plan.dtype, plan.segments, basis, basis.traffic)
 
 
 @contextlib.asynccontextmanager

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 
 from splitinfer.operator.errors import CommandFailed
 from splitinfer.operator.local.models import ModelFacts
-from splitinfer.operator.planning.graph import graph_of
 from splitinfer.optimizer.capacity import CapacitySnapshot
 from splitinfer.optimizer.plan import DTypeName
-from splitinfer.optimizer.wanted import Workload
 from splitinfer.profiler.capacity import NodeMeasurement, snapshot
+from splitinfer.profiler.contention import share
 from splitinfer.profiler.report import AgentReport, LinkReport, ReportError, parse_report
 from splitinfer.profiler.speeds import ProbeError, Speeds, speeds_of
 
@@ -86,30 +85,23 @@ async def _said(command: Sequence[str]) -> str:
 
 
 def local_snapshot(
-    report: AgentReport, model: ModelFacts, dtype: DTypeName, nodes: Sequence[str], now_seconds: float
+    report: AgentReport, dtype: DTypeName, nodes: Sequence[str], now_seconds: float
 ) -> CapacitySnapshot:
     """The snapshot of ``nodes`` that all are processes of the machine that was measured.
 
     They are measured one at a time, each with its share of the CPUs; the memory is divided. All are trusted:
     whoever owns the machine sees every one of them.
     """
-    # The FLOPs of a block as the probe ran it: a chunk of so many tokens, each looking at half of them on average.
-    probed = report.probe
     speeds: Speeds | str
-    if isinstance(probed, str):
-        speeds = probed
-    else:
-        work = Workload(
-            prompt_tokens=probed.context_tokens,
-            output_tokens=1,
-            concurrency=1,
-            max_context_tokens=probed.context_tokens + 1,
-        )
-        block = graph_of(model, dtype, work, frozenset()).blocks[0]
-        try:
-            speeds = speeds_of(probed, block.prefill_flops_per_token)
-        except ProbeError as error:
-            speeds = str(error)
+    try:
+        speeds = report.probe if isinstance(report.probe, str) else speeds_of(report.probe)
+    except ProbeError as error:
+        speeds = str(error)
+    left = None
+    if report.machine_cpus is not None and report.runnable_threads is not None:
+        # Without a probe it is one thread that is asked about: nothing is planned on it.
+        threads = 1 if isinstance(report.probe, str) else report.probe.threads
+        left = share(report.machine_cpus, report.runnable_threads, threads)
     free = None if report.free_memory_bytes is None else report.free_memory_bytes // len(nodes)
     link = report.links.get(FAR, "the link was not probed")
     times = link.times if isinstance(link, LinkReport) else link
@@ -118,7 +110,7 @@ def local_snapshot(
             name=node,
             speeds={dtype: speeds},
             free_memory_bytes=free,
-            utilisation=report.utilisation,
+            left=left,
             source="splitinfer profile",
             labels=TRUSTED,
             trusted=True,

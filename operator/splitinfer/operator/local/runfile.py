@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from splitinfer.operator.errors import CommandFailed, UserError
 from splitinfer.operator.local.models import home
+from splitinfer.operator.planning.forecast import Basis
 
 
 class RunFile(BaseModel):
@@ -34,6 +35,12 @@ class RunFile(BaseModel):
     serving: bool
     pid: int
     started: int
+    store: Path | None = None
+    """Folder of the store that has the model."""
+    basis: Basis | None = None
+    """What the plan was made with; None for one that was given."""
+    agent: str | None = None
+    """``host:port`` of the metrics of the agent that measures this machine; None without one."""
     processes: Mapping[str, int]
 
     @property

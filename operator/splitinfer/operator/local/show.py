@@ -14,6 +14,7 @@ from rich.table import Table
 
 from splitinfer.operator.local.control import EntryStatus
 from splitinfer.operator.local.request import Request, table_rows
+from splitinfer.optimizer.forecast import Forecast
 
 STEP_PERCENT = 25
 """Without a terminal, progress is one line for so many percent."""
@@ -87,9 +88,22 @@ class Screen:
             self._shown = step
             self.note(f"{what}: {format_bytes(done)} of {format_bytes(total)}")
 
-    def plan(self, request: Request) -> None:
-        """The plan as a table: node, blocks, bytes."""
+    def plan(self, request: Request, promised: Forecast | None = None) -> None:
+        """The plan as a table: node, blocks, bytes; and what is expected of it, where that can be told."""
         self.console.print(plan_table(request))
+        if promised is not None:
+            self.note(expected(promised))
+
+
+def expected(promised: Forecast) -> str:
+    """What the solver expects of the plan, under the load that it was made for."""
+    load = promised.traffic
+    users = round(load.sessions * load.in_flight)
+    return (
+        f"expected with {users} {'user' if users == 1 else 'users'} and prompts of {load.prompt_tokens} tokens: "
+        f"first token after {promised.ttft_seconds * 1000:.0f} ms, {promised.tpot_seconds * 1000:.1f} ms per token, "
+        f"{promised.tokens_per_second:.1f} tokens/s in all"
+    )
 
 
 def plan_table(request: Request) -> Table:

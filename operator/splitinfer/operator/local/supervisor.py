@@ -18,6 +18,7 @@ from splitinfer.operator.errors import CommandFailed
 from splitinfer.operator.local import decide as rules
 from splitinfer.operator.local.control import ControlClient, ControlError, EntryStatus, PlanRefused
 from splitinfer.operator.local.process import Child
+from splitinfer.optimizer.forecast import Forecast
 from splitinfer.optimizer.plan import Plan
 
 LOADING_TICK_SECONDS = 0.25
@@ -49,8 +50,10 @@ class Supervisor:
         logs: Path,
         listener: Listener,
         clock: Callable[[], float] = time.monotonic,
+        forecast: Forecast | None = None,
     ) -> None:
-        """``commands`` has one command per node, and one for `rules.ENTRY`."""
+        """``commands`` has one command per node, and one for `rules.ENTRY`; ``forecast`` goes with the plan."""
+        self._forecast = forecast
         self._plan = plan
         self._commands = dict(commands)
         self._logs = logs
@@ -199,7 +202,7 @@ class Supervisor:
         client = await self._client(entry.address)
         addresses = {name: address for name, (address, _) in action.hosts.items()}
         try:
-            accepted = await client.send_plan(self._plan.with_epoch(action.epoch), addresses)
+            accepted = await client.send_plan(self._plan.with_epoch(action.epoch), addresses, self._forecast)
         except PlanRefused as error:
             self._seen = replace(self._seen, refused=f"the entry refuses it: {error}")
             self._wake.set()
@@ -224,14 +227,15 @@ class Supervisor:
 
     def _obituary(self, name: str, reason: str) -> str:
         child = self._children.get(name)
-        if child is None:
-            words = [self.status.last_error] if self.status and self.status.last_error else []
-            where = ""
-        else:
-            words = child.last_words()
-            where = f" (all of it in {child.log})"
-        said = "".join(f"\n  {line}" for line in words)
-        return f"{name}: {reason}; its last words{where}:{said}" if words else f"{name}: {reason}"
+        if child is None:  # it is the plan: the entry has told which node, what and the mend
+            told = self.status.last_error if self.status else None
+            return f"{told} ({name}: {reason})" if told else f"{name}: {reason}"
+        words = "".join(f"\n  {line}" for line in child.last_words())
+        return (
+            f"{name}: {reason}; its last words (all of it in {child.log}):{words}"
+            if words
+            else f"{name}: {reason}"
+        )
 
 
 def describe_exit(code: int) -> str:

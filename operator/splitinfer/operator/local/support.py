@@ -8,21 +8,21 @@ from splitinfer.operator.errors import UserError
 from splitinfer.operator.spec.resource import SplitInference
 
 _NO_DECISIONS = "this version plans once, at the start, and does not change a plan by itself; remove it"
-_NO_CAPACITY = "is honoured with measured capacity only; add --capacity FILE, or remove it"
+_NOT_SOLVED = "is for the solver, and --cuts leaves it nothing to decide; remove one of the two"
 
-NEEDS_CAPACITY: tuple[tuple[str, str], ...] = (
-    ("workload.promptTokens", f"the typical request {_NO_CAPACITY}"),
-    ("workload.outputTokens", f"the typical request {_NO_CAPACITY}"),
-    ("slo.ttftMilliseconds", f"an objective {_NO_CAPACITY}"),
-    ("slo.tpotMilliseconds", f"an objective {_NO_CAPACITY}"),
-    ("privacy.sensitiveBlocks", f"trust {_NO_CAPACITY}"),
-    ("privacy.trustedNodes", f"a selection by labels {_NO_CAPACITY}"),
-    ("placement.nodes", f"a selection by labels {_NO_CAPACITY}"),
-    ("objective.latency", f"a weight {_NO_CAPACITY}"),
-    ("objective.utilization", f"a weight {_NO_CAPACITY}"),
-    ("objective.exposure", f"a weight {_NO_CAPACITY}"),
+NEEDS_SOLVER: tuple[tuple[str, str], ...] = (
+    ("workload.promptTokens", f"the typical request {_NOT_SOLVED}"),
+    ("workload.outputTokens", f"the typical request {_NOT_SOLVED}"),
+    ("slo.ttftMilliseconds", f"an objective {_NOT_SOLVED}"),
+    ("slo.tpotMilliseconds", f"an objective {_NOT_SOLVED}"),
+    ("privacy.sensitiveBlocks", f"trust {_NOT_SOLVED}"),
+    ("privacy.trustedNodes", f"a selection by labels {_NOT_SOLVED}"),
+    ("placement.nodes", f"a selection by labels {_NOT_SOLVED}"),
+    ("objective.latency", f"a weight {_NOT_SOLVED}"),
+    ("objective.utilization", f"a weight {_NOT_SOLVED}"),
+    ("objective.exposure", f"a weight {_NOT_SOLVED}"),
 )
-"""Fields that are refused where there is no capacity snapshot to plan with."""
+"""Fields that are refused where cuts are given."""
 
 REFUSED: tuple[tuple[str, str], ...] = (
     ("slo.windowSeconds", "a local pipeline reports its latencies and does not act on them yet; remove it"),
@@ -34,9 +34,12 @@ REFUSED: tuple[tuple[str, str], ...] = (
 """Fields that are refused when a manifest sets them, with the reason and the mend."""
 
 
-def check_supported(resource: SplitInference, capacity: bool = False) -> None:
-    """Raise `UserError`, naming every field that is set and that a local pipeline cannot honour."""
-    rules = REFUSED if capacity else (*NEEDS_CAPACITY, *REFUSED)
+def check_supported(resource: SplitInference, solved: bool = True) -> None:
+    """Raise `UserError`, naming every field that is set and that a local pipeline cannot honour.
+
+    With ``solved`` the solver decides; else cuts are given.
+    """
+    rules = REFUSED if solved else (*NEEDS_SOLVER, *REFUSED)
     problems = [(f"spec.{path}", reason) for path, reason in rules if is_set(resource.spec, path)]
     spec = resource.spec
     if spec.reconfiguration.mode != "Manual" and is_set(spec, "reconfiguration.mode"):

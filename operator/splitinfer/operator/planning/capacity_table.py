@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 MATRIX_NODES = 12
 """Most nodes whose links are shown as a matrix."""
 NAMES = 5
+BUSY = 0.1
+"""Share that others take, above which it is said."""
 Reading = Known | Unknown
 
 
@@ -41,6 +43,18 @@ def unknown_of(taken: CapacitySnapshot, dtype: str) -> list[str]:
         why if len(of) == everything and not why.startswith("links") else f"{why} ({short(of)})"
         for why, of in reasons.items()
     ]
+
+
+def busy(taken: CapacitySnapshot) -> str | None:
+    """A warning where others use this machine: what was measured holds for as long as they do."""
+    loads = [node.background_utilisation for node in taken.nodes]
+    most = max((load.value for load in loads if isinstance(load, Known)), default=0.0)
+    if most < BUSY:
+        return None
+    return (
+        "warning: other processes keep this machine busy: a host beside them is left "
+        f"{100 * (1 - most):.0f} % of its speed, and the snapshot says so"
+    )
 
 
 def show_table(taken: CapacitySnapshot, dtype: str) -> None:

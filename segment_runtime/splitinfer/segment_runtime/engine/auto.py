@@ -40,6 +40,11 @@ class AutoEngine:
         second = self._second
         return self._first.resident_weight_bytes + (0 if second is None else second.resident_weight_bytes)
 
+    @property
+    def free_device_bytes(self) -> int | None:
+        """It is the engine of a CPU."""
+        return self._first.free_device_bytes
+
     def load_range(
         self,
         model: StoredModel,

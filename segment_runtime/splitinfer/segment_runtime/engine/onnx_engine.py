@@ -59,6 +59,11 @@ class OnnxEngine:
         """Bytes of weights in memory, shared blocks counted once."""
         return self._units.nbytes
 
+    @property
+    def free_device_bytes(self) -> None:
+        """It computes in the machine's memory."""
+        return None
+
     def load_range(
         self,
         model: StoredModel,

@@ -229,3 +229,7 @@ class Engine(Protocol):
     @property
     def resident_weight_bytes(self) -> int:
         """Bytes of weights in memory, shared blocks counted once."""
+
+    @property
+    def free_device_bytes(self) -> int | None:
+        """Free memory of the device, or None where that is the machine's own memory."""

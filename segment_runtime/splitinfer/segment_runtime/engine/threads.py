@@ -68,6 +68,11 @@ def usable_cpus(root: Path = Path("/")) -> int:
     return effective_cpus(affinity, list(_quotas(root)))
 
 
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """CPUs of the smallest quota that binds this process now; None where there is none."""
+    return min(_quotas(root), default=None)
+
+
 def _quotas(root: Path) -> Iterator[float]:
     """The quota of every group from ours up to the root: a limit anywhere above binds too."""
     unified, cpu = parse_cgroup(_read(root / "proc/self/cgroup") or "")

@@ -55,6 +55,11 @@ class TorchEngine:
         """Bytes of weights in memory, shared units counted once."""
         return self._units.nbytes
 
+    @property
+    def free_device_bytes(self) -> int | None:
+        """As the driver says it, which counts what other processes hold."""
+        return None if self._device.type == "cpu" else int(torch.cuda.mem_get_info(self._device)[0])
+
     def load_range(
         self,
         model: StoredModel,

@@ -15,16 +15,18 @@ from pathlib import Path
 import grpc
 import structlog
 from aiohttp import web
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 
 from splitinfer.segment_runtime.api.app import create_app
 from splitinfer.segment_runtime.api.server import Endpoint, EndpointUnavailable, start
+from splitinfer.segment_runtime.arguments import Parser, seconds, some_seconds
 from splitinfer.segment_runtime.channel import SERVER_OPTIONS
 from splitinfer.segment_runtime.cpu_options import add_thread_options, threads_of
 from splitinfer.segment_runtime.engine.factory import create_engine
 from splitinfer.segment_runtime.engine.port import EngineError
 from splitinfer.segment_runtime.entry.control import control_app
 from splitinfer.segment_runtime.entry.coordinator import Coordinator
+from splitinfer.segment_runtime.entry.forecasts import Forecasts
 from splitinfer.segment_runtime.entry.metrics import PipelineMetrics
 from splitinfer.segment_runtime.entry.pipeline import Pipeline
 from splitinfer.segment_runtime.entry.returns import ReturnService
@@ -51,7 +53,7 @@ DEFAULTS = Limits(kv_budget_tokens=1)
 
 def parser() -> argparse.ArgumentParser:
     """The command line. Plans come over the control API."""
-    p = argparse.ArgumentParser(prog="splitinfer-entry", description="OpenAI endpoint of one split model.")
+    p = Parser(prog="splitinfer-entry", description="OpenAI endpoint of one split model.")
     p.add_argument("--model", required=True, help="name of the model in the store")
     p.add_argument("--store", type=Path, help="folder of the model store")
     p.add_argument("--listen", default="0.0.0.0:8000", help="host:port of the OpenAI API")
@@ -85,12 +87,14 @@ def parser() -> argparse.ArgumentParser:
         "--max-waiting", type=int, default=DEFAULTS.max_waiting, help="requests that may wait for room"
     )
     p.add_argument(
-        "--step-seconds", type=float, default=60.0, help="a step without an answer breaks the pipeline"
+        "--step-seconds", type=some_seconds, default=60.0, help="a step without an answer breaks the pipeline"
     )
     p.add_argument(
-        "--recovery-seconds", type=float, default=120.0, help="requests outlive a broken pipeline this long"
+        "--recovery-seconds", type=seconds, default=120.0, help="requests outlive a broken pipeline this long"
     )
-    p.add_argument("--grace-seconds", type=float, default=20.0, help="how long SIGTERM lets requests finish")
+    p.add_argument(
+        "--grace-seconds", type=seconds, default=20.0, help="how long SIGTERM lets requests finish"
+    )
     p.add_argument(
         "--exit-with-parent", action="store_true", help="stop when stdin, held open by the parent, ends"
     )
@@ -157,10 +161,12 @@ async def serve(args: argparse.Namespace) -> int:
         codec = TextCodec.from_model(model)
         codec.start_chat()
         registry = CollectorRegistry()
+        ProcessCollector(registry=registry)  # its CPU time, which the node's agent takes off what others use
         metrics = PipelineMetrics(registry)
         pipeline = Pipeline(
             model.name, model.index.hidden_size, model.index.max_context_tokens, settings, metrics
         )
+        forecasts = Forecasts(registry, lambda: pipeline.plan)
         returns = ReturnService(pipeline)
         runtime_pb2_grpc.add_ActivationsServicer_to_server(returns, server)
         await server.start()
@@ -173,7 +179,7 @@ async def serve(args: argparse.Namespace) -> int:
             registry=registry,
         )
         public = await _listen(app, args.listen, "--listen")
-        private = await _listen(control_app(coordinator, pipeline), args.control, "--control")
+        private = await _listen(control_app(coordinator, pipeline, forecasts), args.control, "--control")
         stop, orphaned = asyncio.Event(), asyncio.Event()
         stop_on_signals(stop)
         if args.exit_with_parent:

@@ -11,9 +11,11 @@ from typing import Annotated, Any
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from splitinfer.optimizer.forecast import Forecast
 from splitinfer.optimizer.plan import Plan, PlanError
 from splitinfer.segment_runtime.entry.admission import PlanRejected, StalePlan
 from splitinfer.segment_runtime.entry.coordinator import Coordinator
+from splitinfer.segment_runtime.entry.forecasts import Forecasts
 from splitinfer.segment_runtime.entry.pipeline import Pipeline
 from splitinfer.segment_runtime.proto import runtime_pb2 as pb
 
@@ -27,6 +29,8 @@ class PlanRequest(BaseModel):
 
     plan: Plan
     hosts: dict[str, Address]
+    forecast: Forecast | None = None
+    """What the plan is expected to do; it changes nothing that the entry does."""
 
 
 class HostsRequest(BaseModel):
@@ -55,13 +59,20 @@ def quantile(samples: list[float], of_hundred: int) -> float | None:
     return quantiles(samples, n=100, method="inclusive")[of_hundred - 1]
 
 
-def control_app(coordinator: Coordinator, pipeline: Pipeline) -> web.Application:
+def control_app(coordinator: Coordinator, pipeline: Pipeline, forecasts: Forecasts) -> web.Application:
     """Routes ``PUT /control/plan``, ``PUT /control/hosts``, ``GET /control/status``."""
 
     async def put_plan(request: web.Request) -> web.Response:
         try:
             body = PlanRequest.model_validate_json(await request.read())
+            expected, segments = body.forecast, len(body.plan.segments)
+            if expected is not None and len(expected.segment_seconds) != segments:
+                told = len(expected.segment_seconds)
+                return _refuse(
+                    400, "forecast.segment_seconds", f"{told} of them, the plan has {segments} segments"
+                )
             coordinator.accept(body.plan, body.hosts)
+            forecasts.take(body.plan, expected)
         except PlanError as error:
             return _refuse(400, f"plan.{error.field}", error.message)
         except ValidationError as error:
@@ -81,7 +92,7 @@ def control_app(coordinator: Coordinator, pipeline: Pipeline) -> web.Application
         return web.json_response({}, status=202)
 
     async def get_status(_request: web.Request) -> web.Response:
-        return web.json_response(await status(coordinator, pipeline))
+        return web.json_response(await status(coordinator, pipeline, forecasts))
 
     app = web.Application()
     app.router.add_put("/control/plan", put_plan)
@@ -100,7 +111,7 @@ def identity(message: pb.Identity) -> dict[str, Any]:
     }
 
 
-async def status(coordinator: Coordinator, pipeline: Pipeline) -> dict[str, Any]:
+async def status(coordinator: Coordinator, pipeline: Pipeline, forecasts: Forecasts) -> dict[str, Any]:
     """What runs now, as JSON."""
     views = await coordinator.members.views()
     # From here on without an await, so that the parts are of one moment.
@@ -153,6 +164,8 @@ async def status(coordinator: Coordinator, pipeline: Pipeline) -> dict[str, Any]
             for node, view in views.items()
         },
         "sessions": {"running": running, "waiting": waiting},
+        "forecast": forecasts.now.model_dump(mode="json") if forecasts.now else None,
+        "recent": pipeline.recent(),
         "observed": {
             "tokens_total": pipeline.observed.tokens_total,
             "ttft_p50_seconds": quantile(ttft, 50),

@@ -18,6 +18,13 @@ class PipelineMetrics:
             buckets=SECONDS,
             registry=registry,
         )
+        self.hop_step_seconds = Histogram(
+            "splitinfer_entry_hop_step_seconds",
+            "Time that a hop worked on one step, without waiting, by phase: decode, prefill",
+            ["hop", "phase"],
+            buckets=SECONDS,
+            registry=registry,
+        )
         self.step_seconds = Histogram(
             "splitinfer_entry_step_seconds",
             "Time of one step seen from the entry, by part: embed (and encode), "

@@ -6,7 +6,9 @@ from collections import deque
 
 from splitinfer.segment_runtime.entry.live import LiveRequest
 from splitinfer.segment_runtime.entry.metrics import PipelineMetrics
+from splitinfer.segment_runtime.entry.recent import Recent, StepSample, TokenSample
 from splitinfer.segment_runtime.proto import runtime_pb2 as pb
+from splitinfer.segment_runtime.work import phase_of
 
 RECENT = 512
 """TTFT and TPOT samples kept for the status."""
@@ -19,6 +21,7 @@ class Observed:
         self._metrics = metrics
         self.recent_ttft: deque[float] = deque(maxlen=RECENT)
         self.recent_tpot: deque[float] = deque(maxlen=RECENT)
+        self.recent = Recent()
         self.tokens_total = 0
 
     def started(self, live: LiveRequest, now: float) -> None:
@@ -31,14 +34,32 @@ class Observed:
         """A token came."""
         if live.last_token is None:
             self.recent_ttft.append(now - live.submitted)
+            self.recent.token(TokenSample(live.submitted, now, live.session.prompt_tokens))
         else:
             self.recent_tpot.append(now - live.last_token)
+            self.recent.token(TokenSample(live.last_token, now))
         live.last_token = now
         self.tokens_total += 1
 
-    def step(self, frame: pb.Frame, ring: float, waited: float) -> None:
-        """A step came back after ``ring`` seconds and waited ``waited`` for the head."""
+    def step(self, frame: pb.Frame, received: float, ring: float, waited: float, in_flight: int) -> None:
+        """A step came back at ``received``, after ``ring`` seconds, one of ``in_flight``, and waited for the head."""
         inside = 0.0
+        phase = phase_of([piece.count for piece in frame.sessions])
+        hops = tuple((t.decode_us + t.compute_us + t.encode_us) / 1e6 for t in frame.timings)
+        for timing, seconds in zip(frame.timings, hops, strict=True):
+            self._metrics.hop_step_seconds.labels(str(timing.hop), phase).observe(seconds)
+        self.recent.step(
+            StepSample(
+                at=received,
+                phase=phase,
+                sessions=len(frame.sessions),
+                rows=sum(piece.count for piece in frame.sessions),
+                context_tokens=sum(piece.position + piece.count for piece in frame.sessions),
+                in_flight=in_flight,
+                ring=ring,
+                hops=hops,
+            )
+        )
         for timing in frame.timings:
             serialise = (timing.decode_us + timing.encode_us) / 1e6
             for part, seconds in (

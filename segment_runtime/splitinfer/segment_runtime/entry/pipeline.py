@@ -130,6 +130,10 @@ class Pipeline:
         """Whether a whole pipeline answers now, and takes requests."""
         return self._chain is not None and not self._paused and not (self.closing or self.refusing)
 
+    def recent(self) -> dict[str, Any]:
+        """What was served lately under this plan, as JSON."""
+        return self.observed.recent.report(self._clock())
+
     def sessions(self) -> tuple[int, int]:
         """(running, waiting)."""
         return len(self._scheduler.running), len(self._scheduler.waiting)
@@ -219,6 +223,7 @@ class Pipeline:
             reason = f"the new plan has room for {plan.kv_budget_tokens} tokens, the request needs {session.capacity}"
             self._requests.fail(self._requests[session.id], PipelineFailed(reason))
         self._metrics.epoch.set(plan.epoch)
+        self.observed.recent.clear()
         self._paused = False
         self.refusing = self.next_context = None
         self._look()
@@ -341,6 +346,7 @@ class Pipeline:
             drawn = await self._answers.draw(chain.head, frame, batch)
             if self._scheduler.in_flight.get(frame.step) is not batch:
                 continue  # the plan changed, or the chain broke, while the head computed
+            in_flight = len(self._scheduler.in_flight)
             done = self._scheduler.complete(frame.step)
             self.flight.completed += 1
             ring = received - self.flight.when(frame.step)
@@ -349,7 +355,7 @@ class Pipeline:
             # Behind the pump, which this has just woken: hosts wait for the next step, and to write to many clients
             # takes milliseconds. Not in this task, so that its end cannot come between a token and its stream.
             loop.call_soon(self._answers.deliver, tokens)
-            loop.call_soon(self.observed.step, frame, ring, began - received)
+            loop.call_soon(self.observed.step, frame, received, ring, began - received, in_flight)
 
     def _after_step(self, step: int) -> None:
         self.flight.over(step, self._clock())

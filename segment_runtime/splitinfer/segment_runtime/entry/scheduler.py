@@ -21,6 +21,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from splitinfer.optimizer.chunking import chunk_tokens
 from splitinfer.segment_runtime.entry.sessions import Limits, MicroBatch, Session, Slice
 
 
@@ -151,15 +152,17 @@ class Scheduler:
         """
         prompt = session.prompt_tokens
         length = prompt if session.sent < prompt else len(session.tokens) - prompt
-        parts = max(1, min(self.limits.max_in_flight, length // self.limits.mixed_prefill_chunk))
-        return min(self.limits.prefill_chunk, max(1, -(-length // parts)))
+        return self._divided(length, self.limits.max_in_flight)
 
     def _budget(self, ready: Sequence[Session]) -> int:
         """Prefill tokens of the next step when nothing decodes: what is there, divided among the steps that may go."""
         tokens = sum(session.pending for session in ready)
-        places = self.limits.max_in_flight - len(self.in_flight)
-        parts = max(1, min(places, tokens // self.limits.mixed_prefill_chunk))
-        return min(self.limits.prefill_chunk, max(-(-tokens // parts), *map(self._chunk, ready)))
+        share = self._divided(tokens, self.limits.max_in_flight - len(self.in_flight))
+        return max(share, *map(self._chunk, ready))
+
+    def _divided(self, tokens: int, steps: int) -> int:
+        """By the rule that plans are predicted with."""
+        return chunk_tokens(tokens, steps, self.limits.mixed_prefill_chunk, self.limits.prefill_chunk)
 
     def _decodes(self, session: Session) -> bool:
         """The session's next rows, or the last if all were sent, are one generated token in a step of its own."""

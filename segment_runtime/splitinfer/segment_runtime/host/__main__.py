@@ -16,8 +16,9 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 
+from splitinfer.segment_runtime.arguments import Parser, node_name, seconds
 from splitinfer.segment_runtime.channel import SERVER_OPTIONS
 from splitinfer.segment_runtime.compute import ComputeThread
 from splitinfer.segment_runtime.cpu_options import add_thread_options, threads_of
@@ -44,10 +45,8 @@ SERVICES = ("splitinfer.v1.Activations", "splitinfer.v1.HostControl")
 
 def parser() -> argparse.ArgumentParser:
     """The command line. Nothing about a cut is on it: that comes from the entry."""
-    p = argparse.ArgumentParser(
-        prog="splitinfer-host", description="Runs the blocks that an entry prepares on it."
-    )
-    p.add_argument("--node", required=True, help="name of this node, as plans name it")
+    p = Parser(prog="splitinfer-host", description="Runs the blocks that an entry prepares on it.")
+    p.add_argument("--node", required=True, type=node_name, help="name of this node, as plans name it")
     p.add_argument(
         "--listen", default="0.0.0.0:7070", help="host:port of the gRPC services; port 0 takes a free one"
     )
@@ -58,7 +57,10 @@ def parser() -> argparse.ArgumentParser:
     add_thread_options(p)
     p.add_argument("--memory-limit-bytes", type=int, default=0, help="weights and KV together; 0: no limit")
     p.add_argument(
-        "--grace-seconds", type=float, default=20.0, help="how long SIGTERM waits for the entry to move away"
+        "--grace-seconds",
+        type=seconds,
+        default=20.0,
+        help="how long SIGTERM waits for the entry to move away",
     )
     p.add_argument(
         "--exit-with-parent", action="store_true", help="stop when stdin, held open by the parent, ends"
@@ -73,6 +75,7 @@ async def serve(args: argparse.Namespace) -> int:
     server = grpc.aio.server(options=SERVER_OPTIONS)
     host, bound = bind(server, args.listen, "--listen")
     registry = CollectorRegistry()
+    ProcessCollector(registry=registry)  # its CPU time, which the node's agent takes off what others use
     try:
         metrics, _thread = start_http_server(args.metrics_port, addr=host.strip("[]"), registry=registry)
     except OSError as error:

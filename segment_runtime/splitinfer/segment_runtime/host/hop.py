@@ -27,6 +27,7 @@ from splitinfer.segment_runtime.wire import (
     kept_rows,
     put_array,
 )
+from splitinfer.segment_runtime.work import StepWork, work_of
 
 log = structlog.get_logger()
 
@@ -50,7 +51,8 @@ class Outcome:
 
     frame: pb.Frame | None
     error: FrameError | None
-    rows: int = 0
+    work: StepWork | None = None
+    """None for a frame that only released."""
     times: StepTimes | None = None
 
 
@@ -119,7 +121,8 @@ class Hop:
         put_array(out, result, self.expected.dtype)
         times = StepTimes(began - received, decoded - began, computed - decoded, clock() - computed)
         out.timings.append(_timing(self.expected.hop, times))
-        return Outcome(out, None, frame.dims[0], times)
+        blocks = self.loaded.stop - self.loaded.start
+        return Outcome(out, None, work_of([piece.rows for piece in slices], blocks), times)
 
     def _check(self, frame: pb.Frame) -> tuple[CheckedSlice, ...]:
         if self.fenced is not None:

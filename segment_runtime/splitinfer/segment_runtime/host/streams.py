@@ -275,9 +275,8 @@ class HopStreams(rpc.ActivationsServicer):
             self._metrics.errors.labels(pb.ErrorCode.Name(outcome.error.code).lower()).inc()
         if outcome.times is not None:
             self._metrics.queue_seconds.observe(outcome.times.queue)
-            if outcome.rows:
-                self._metrics.step_seconds.observe(outcome.times.compute)
-                self._metrics.rows.inc(outcome.rows)
+            if outcome.work is not None:
+                self._metrics.step(outcome.work, outcome.times.compute)
 
     async def _push(self, key: Key, frame: pb.Frame) -> None:
         link = self._links.get(key)

@@ -111,6 +111,12 @@ def run_list(args: argparse.Namespace) -> int:
     except StoreError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
+    if args.store is not None and not args.store.is_dir():  # the default one is made by the first import
+        print(
+            f"error: --store: {args.store} is no folder; name the one that models were imported into",
+            file=sys.stderr,
+        )
+        return USER_ERROR
     status = 0
     from splitinfer.segment_runtime.store.conversions import conversions
 

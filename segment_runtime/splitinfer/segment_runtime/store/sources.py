@@ -45,6 +45,10 @@ def parse_source(source: str | Path) -> Source:
     """
     text = str(source)
     scheme, separator, rest = text.partition("://")
+    if not text.strip():
+        raise SourceNotFound(
+            f"SOURCE is empty; name a folder, a .gguf file, hf://ORG/NAME@REVISION or {DEFAULT_MODEL}"
+        )
     if text == DEFAULT_MODEL:
         return _package(f"package://{DEFAULT_PACKAGE}", DEFAULT_PACKAGE)
     if isinstance(source, Path) or not separator:
