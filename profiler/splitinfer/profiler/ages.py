@@ -89,8 +89,8 @@ class Agent:
         return self.reading(series, PROBE_CALIBRATION_AGE, None, *labels)
 
     def link(self, series: Series, peer: str) -> Reading:
-        """A reading of the link to a peer."""
-        return self.reading(series, LINK_AGE, "link", peer)
+        """A reading of the link to a peer, however old: what is stale may be estimated instead."""
+        return self.reading(series, LINK_AGE, None, peer)
 
     def reading(self, series: Series, age: Series, kind: Kind | None, *labels: str) -> Reading:
         """A value with its age: since the scrape, and what it had then by the agent's own clock.

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from splitinfer.optimizer.capacity import CapacitySnapshot, LinkCapacity, NodeCapacity, SiteLink
+from splitinfer.optimizer.capacity import MAX_NODES, CapacitySnapshot, LinkCapacity, NodeCapacity
 from splitinfer.optimizer.values import Known, OptimizerInputError, Unknown
 from splitinfer.profiler import series as s
-from splitinfer.profiler.ages import Agent, Reading, StaleBounds, unknown
+from splitinfer.profiler.ages import Agent, Reading, StaleBounds, fresh, unknown
 from splitinfer.profiler.capacity import MAX_UTILISATION
 from splitinfer.profiler.claims import Said, said_by_node
 from splitinfer.profiler.contention import share
 from splitinfer.profiler.inventory import Entry, Inventory
+from splitinfer.profiler.link_estimates import Estimates, estimate
+from splitinfer.profiler.link_schedule import KEEP
 from splitinfer.profiler.node_speeds import Asked, speeds, threads
 from splitinfer.profiler.others import Other, others_by_node
 from splitinfer.profiler.sources import Gathered, SourceError
 
+EVERY_PAIR = KEEP + 1
+"""Nodes up to which agents probe every pair, with the budget that they have where nothing else is said."""
 SILENT = "no agent speaks for this node"
 
 
@@ -45,8 +49,7 @@ def assemble(
         raise SourceError(
             f"no agent was scraped in the last {bounds.window_seconds:.0f} s, and the inventory has no node"
         )
-    measured = _links({node.name for node in nodes}, said, bounds)
-    links, site_links = finished(tuple(nodes), measured)
+    links = finished(tuple(nodes), _links({node.name for node in nodes}, said, bounds), bounds)
     try:
         return CapacitySnapshot(
             taken_at_seconds=gathered.now_seconds,
@@ -54,8 +57,9 @@ def assemble(
             speeds_stale_after_seconds=bounds.speeds,
             links_stale_after_seconds=bounds.links,
             nodes=tuple(nodes),
-            links=links,
-            site_links=site_links,
+            links=links.links,
+            site_links=links.site_links,
+            access=links.access,
         )
     except OptimizerInputError as error:
         raise SourceError(f"what was gathered is no snapshot: {error}") from None
@@ -131,19 +135,35 @@ def _utilisation(agent: Agent, other: Other, asked: Asked) -> Reading:
 
 
 def finished(
-    nodes: tuple[NodeCapacity, ...],  # noqa: ARG001 - sites and names are what estimates are made from
-    measured: tuple[LinkCapacity, ...],
-) -> tuple[tuple[LinkCapacity, ...], tuple[SiteLink, ...]]:
-    """The links of the snapshot: those that were measured, and in time what can be told from them of all others.
+    nodes: tuple[NodeCapacity, ...], measured: tuple[LinkCapacity, ...], bounds: StaleBounds
+) -> Estimates:
+    """The links of the snapshot: those that were measured, and what can be told from them of the others.
 
-    The one place where estimates join; a measured link always wins over an estimated one. A link whose readings are stale
-    is one that nobody measures any more, and may be estimated; one that contradicts itself may not.
+    Among so many nodes that each one's agent probes all others, a pair without a reading is one that cannot be reached, or
+    not yet: an estimate would hide it. Among more, most pairs are probed by nobody, and those whose reading went stale are
+    estimated again.
     """
-    return measured, ()
+    if not EVERY_PAIR < len(nodes) <= MAX_NODES:
+        return Estimates(tuple(_aged(link, bounds) for link in measured))
+    return estimate({node.name: node.site for node in nodes}, measured, bounds.links)
+
+
+def _aged(link: LinkCapacity, bounds: StaleBounds) -> LinkCapacity:
+    def aged(reading: Reading) -> Reading:
+        if isinstance(reading, Unknown):
+            return reading
+        return fresh(reading.value, reading.age_seconds, bounds.links, reading.source)
+
+    return link.model_copy(
+        update={
+            "round_trip_seconds": aged(link.round_trip_seconds),
+            "bandwidth_bytes_per_second": aged(link.bandwidth_bytes_per_second),
+        }
+    )
 
 
 def _links(nodes: set[str], said: Mapping[str, Said], bounds: StaleBounds) -> tuple[LinkCapacity, ...]:
-    """Every ordered pair that an agent tells of, measured; what nobody measured is to be estimated from these.
+    """Every ordered pair that an agent tells of, as it was measured, however long ago.
 
     A peer that no agent speaks for and the inventory does not have is no node: hearsay makes none.
     """
