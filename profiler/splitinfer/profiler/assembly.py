@@ -17,13 +17,10 @@ from splitinfer.profiler.claims import Said, said_by_node
 from splitinfer.profiler.contention import share
 from splitinfer.profiler.inventory import Entry, Inventory
 from splitinfer.profiler.link_estimates import Estimates, estimate
-from splitinfer.profiler.link_schedule import KEEP
 from splitinfer.profiler.node_speeds import Asked, speeds, threads
 from splitinfer.profiler.others import Other, others_by_node
 from splitinfer.profiler.sources import Gathered, SourceError
 
-EVERY_PAIR = KEEP + 1
-"""Nodes up to which agents probe every pair, with the budget that they have where nothing else is said."""
 SILENT = "no agent speaks for this node"
 
 
@@ -139,13 +136,15 @@ def finished(
 ) -> Estimates:
     """The links of the snapshot: those that were measured, and what can be told from them of the others.
 
-    Among so many nodes that each one's agent probes all others, a pair without a reading is one that cannot be reached, or
-    not yet: an estimate would hide it. Among more, most pairs are probed by nobody, and those whose reading went stale are
-    estimated again.
+    A pair that nobody probed, or not for so long that its reading is stale, is estimated where there is enough to tell it
+    from; else a stale one stays, unknown, with its age. One that was probed in vain or contradicts itself is not estimated.
     """
-    if not EVERY_PAIR < len(nodes) <= MAX_NODES:
-        return Estimates(tuple(_aged(link, bounds) for link in measured))
-    return estimate({node.name: node.site for node in nodes}, measured, bounds.links)
+    if len(nodes) > MAX_NODES:  # which the snapshot refuses
+        return Estimates(())
+    found = estimate({node.name: node.site for node in nodes}, measured, bounds.links)
+    if any(isinstance(one.round_trip_seconds, Known) for one in found.access):
+        return found  # without the access of any node, no link follows from what sites have
+    return Estimates(tuple(_aged(link, bounds) for link in measured))
 
 
 def _aged(link: LinkCapacity, bounds: StaleBounds) -> LinkCapacity:
@@ -178,11 +177,11 @@ def _links(nodes: set[str], said: Mapping[str, Said], bounds: StaleBounds) -> tu
 
 def _link(name: str, peer: str, agent: Agent) -> LinkCapacity:
     trip, high = agent.link(s.LINK_MEDIAN, peer), agent.link(s.LINK_P95, peer)
+    band = agent.link(s.LINK_BANDWIDTH, peer)
     if isinstance(trip, Known) and isinstance(high, Known) and high.value < trip.value:
         trip = unknown(f"{s.LINK_P95.name} is below the median")
+    if agent.problem is None and not (agent.has(s.LINK_MEDIAN, peer) or agent.has(s.LINK_BANDWIDTH, peer)):
+        trip = band = unknown("it was probed in vain")
     return LinkCapacity(
-        from_node=name,
-        to_node=peer,
-        round_trip_seconds=trip,
-        bandwidth_bytes_per_second=agent.link(s.LINK_BANDWIDTH, peer),
+        from_node=name, to_node=peer, round_trip_seconds=trip, bandwidth_bytes_per_second=band
     )
