@@ -170,9 +170,9 @@ def _link(name: str, peer: str, agent: Agent) -> LinkCapacity:
     trip, high = agent.link(s.LINK_MEDIAN, peer), agent.link(s.LINK_P95, peer)
     if isinstance(trip, Known) and isinstance(high, Known) and high.value < trip.value:
         trip = unknown(f"{s.LINK_P95.name} is below the median")
+    band = agent.link(s.LINK_BANDWIDTH, peer)
+    if agent.problem is None and not (agent.has(s.LINK_MEDIAN, peer) or agent.has(s.LINK_BANDWIDTH, peer)):
+        trip = band = unknown("it was probed in vain")
     return LinkCapacity(
-        from_node=name,
-        to_node=peer,
-        round_trip_seconds=trip,
-        bandwidth_bytes_per_second=agent.link(s.LINK_BANDWIDTH, peer),
+        from_node=name, to_node=peer, round_trip_seconds=trip, bandwidth_bytes_per_second=band
     )

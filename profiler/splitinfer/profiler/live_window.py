@@ -35,6 +35,8 @@ def with_live(reading: LinkReading, live: LiveTimes, now: float) -> LinkReading:
     It is as new as its older half: only traffic that tells both round trip and bandwidth takes a probe's place. One that
     tells neither leaves all as it was.
     """
+    if reading.times is None:
+        return reading  # probed in vain: what TCP still tells of it is no link that frames can use
     times = merged(reading.times, live)
     both = live.round_trip_median_seconds is not None and live.bandwidth_bytes_per_second is not None
     return replace(

@@ -7,7 +7,8 @@ from dataclasses import replace
 from splitinfer.profiler.ages import StaleBounds
 from splitinfer.profiler.board import Board
 from splitinfer.profiler.budget import budget
-from splitinfer.profiler.link_schedule import links_to_keep, peers_to_probe
+from splitinfer.profiler.link_pace import pace
+from splitinfer.profiler.link_schedule import peers_to_probe
 from splitinfer.profiler.links import LinkProbeError
 from splitinfer.profiler.live_window import with_live
 from splitinfer.profiler.rounds import due, refusal
@@ -30,8 +31,9 @@ class Measurer:
         self._round = 0
         settings = board.settings
         self._link_budget = budget(settings.link_budget, now)
-        self._keep = max(1, links_to_keep(settings.link_budget, board.ports.link_bytes, StaleBounds().links))
-        """One at the least: better stale for a while than never known."""
+        paced = pace(settings.link_budget, board.ports.link_bytes, settings.interval, StaleBounds().links)
+        self._keep = 1 if paced is None else paced.keep
+        """Links of the sample; one at the least: better stale for a while than never known."""
         self._asked: dict[str, float] = {}
         """When each link was last probed, in vain or not."""
         self._probe_budget = budget(settings.probe_budget, now)

@@ -8,8 +8,9 @@ from splitinfer.optimizer.capacity import CapacitySnapshot
 from splitinfer.optimizer.values import Known, Unknown
 from splitinfer.profiler import series as s
 from splitinfer.profiler.ages import StaleBounds
+from splitinfer.profiler.answers import Sample
 from splitinfer.profiler.assembly import assemble
-from splitinfer.profiler.inventory import Inventory
+from splitinfer.profiler.inventory import Inventory, inventory
 from splitinfer.profiler.node_speeds import Asked
 from splitinfer.profiler.sources import Gathered
 from tests.support.agent_values import DTYPE, MODEL, PROBE, Values, link_values, node_values, samples
@@ -69,3 +70,48 @@ def test_the_links_of_a_node_that_two_speak_for_are_unknown() -> None:
     assert all(isinstance(reading, Unknown) for _, reading in snapshot.nodes[0].readings(DTYPE))
     assert isinstance(snapshot.links[0].round_trip_seconds, Unknown)
     assert isinstance(snapshot.links[0].bandwidth_bytes_per_second, Unknown)
+
+
+def many(count: int, links: int, age: float) -> CapacitySnapshot:
+    """Nodes of two sites of which each probed the next ones; n0 the next one ``age`` seconds ago, the second in vain."""
+    names = [f"n{i}" for i in range(count)]
+    of: list[Sample] = []
+    for i, name in enumerate(names):
+        values = node_values()
+        for step in range(1, links + 1):
+            values |= link_values(names[(i + step) % count], age=age if i == 0 and step == 1 else 10.0)
+        if i == 0:
+            values = {key: value for key, value in values.items() if key[1] != ("n2",)}
+            values[s.LINK_AGE, ("n2",)] = 10.0
+        of += samples(name, values)
+    sites = inventory({"nodes": {name: {"site": "ab"[i % 2]} for i, name in enumerate(names)}})
+    return assemble(Gathered(tuple(of), 110.0), Asked(MODEL, DTYPE), sites, StaleBounds())
+
+
+def test_what_nobody_probed_is_estimated_and_says_so() -> None:
+    """By the sites and each node's access. A measured pair stays as it was, one probed in vain unknown; a stale one is estimated."""
+    snapshot = many(20, 12, age=2000.0)
+    pairs = {(link.from_node, link.to_node): link for link in snapshot.links}
+    assert len(pairs) == 20 * 12 - 1
+    assert ("n0", "n1") not in pairs
+    assert pairs["n0", "n2"].round_trip_seconds == Unknown(unknown="it was probed in vain")
+    assert pairs["n1", "n2"].round_trip_seconds == Known(value=1e-3, age_seconds=20, source="agent")
+    assert {(link.from_site, link.to_site) for link in snapshot.site_links} == {
+        (x, y) for x in "ab" for y in "ab"
+    }
+    assert len(snapshot.access) == 20
+    for link in snapshot.site_links:
+        assert isinstance(link.round_trip_seconds, Known)
+        assert link.round_trip_seconds.source.startswith("estimate: ")
+
+
+def test_where_too_little_was_measured_nothing_is_estimated_and_reasons_stay() -> None:
+    """A stale pair says how old it is, and one probed in vain that it was."""
+    snapshot = many(3, 2, age=2000.0)
+    assert all(isinstance(one.round_trip_seconds, Unknown) for one in snapshot.access)
+    pairs = {(link.from_node, link.to_node): link for link in snapshot.links}
+    assert len(pairs) == 6
+    stale = Unknown(unknown="stale: 2010 s old, at most 900 s (agent)")
+    assert pairs["n0", "n1"].bandwidth_bytes_per_second == stale
+    assert pairs["n0", "n1"].round_trip_seconds == stale
+    assert pairs["n0", "n2"].bandwidth_bytes_per_second == Unknown(unknown="it was probed in vain")
