@@ -48,10 +48,18 @@ def unknown(why: str) -> Unknown:
     return Unknown(unknown=why[:MOST_REASON])
 
 
+STALE = "stale: "
+
+
+def is_stale(reading: Reading) -> bool:
+    """Whether it was known, too long ago; and not tried in vain, or wrong."""
+    return isinstance(reading, Unknown) and reading.unknown.startswith(STALE)
+
+
 def fresh(value: float, age_seconds: float, bound_seconds: float, source: str) -> Reading:
     """Known, unless it is too old."""
     if age_seconds > bound_seconds:
-        return unknown(f"stale: {age_seconds:.0f} s old, at most {bound_seconds:.0f} s ({source})")
+        return unknown(f"{STALE}{age_seconds:.0f} s old, at most {bound_seconds:.0f} s ({source})")
     return Known(value=value, age_seconds=age_seconds, source=source)
 
 

@@ -6,16 +6,18 @@ nothing. What it says wrongly, contradictorily or too long ago is not replaced b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from splitinfer.optimizer.capacity import CapacitySnapshot, LinkCapacity, NodeCapacity, SiteLink
+from splitinfer.optimizer.capacity import CapacitySnapshot, LinkCapacity, NodeCapacity
 from splitinfer.optimizer.values import Known, OptimizerInputError, Unknown
 from splitinfer.profiler import series as s
-from splitinfer.profiler.ages import Agent, Reading, StaleBounds, unknown
+from splitinfer.profiler.ages import Agent, Reading, StaleBounds, is_stale, unknown
 from splitinfer.profiler.capacity import MAX_UTILISATION
 from splitinfer.profiler.claims import Said, said_by_node
 from splitinfer.profiler.contention import share
 from splitinfer.profiler.inventory import Entry, Inventory
+from splitinfer.profiler.link_estimates import Estimates, covered, estimate
 from splitinfer.profiler.node_speeds import Asked, speeds, threads
 from splitinfer.profiler.others import Other, others_by_node
 from splitinfer.profiler.sources import Gathered, SourceError
@@ -46,7 +48,7 @@ def assemble(
             f"no agent was scraped in the last {bounds.window_seconds:.0f} s, and the inventory has no node"
         )
     measured = _links({node.name for node in nodes}, said, bounds)
-    links, site_links = finished(tuple(nodes), measured)
+    found = finished(nodes, measured)
     try:
         return CapacitySnapshot(
             taken_at_seconds=gathered.now_seconds,
@@ -54,8 +56,9 @@ def assemble(
             speeds_stale_after_seconds=bounds.speeds,
             links_stale_after_seconds=bounds.links,
             nodes=tuple(nodes),
-            links=links,
-            site_links=site_links,
+            links=found.links,
+            site_links=found.site_links,
+            access=found.access,
         )
     except OptimizerInputError as error:
         raise SourceError(f"what was gathered is no snapshot: {error}") from None
@@ -85,14 +88,12 @@ def _memory(agent: Agent, other: Other) -> Reading:
     devices = [device for _, device in agent.labels_of(s.NODE_INFO)]
     if len(devices) > 1:
         return unknown(f"the agent names the devices {' and '.join(devices)}")
-    kind, _, number = (devices[0] if devices else "cpu").partition(":")
-    if kind == "cpu":
+    if not devices or devices[0] == "cpu":
         own, series, instead = agent.state(s.NODE_MEMORY), s.NODE_MEMORY, other.memory
         if not devices and agent.has(s.NODE_DEVICE_MEMORY):
             return unknown("the agent does not say whether hosts use its GPU")
     else:
-        own, series = agent.state(s.NODE_DEVICE_MEMORY), s.NODE_DEVICE_MEMORY
-        instead = (other.gpu_memory or {}).get(number or "0")
+        own, series, instead = agent.state(s.NODE_DEVICE_MEMORY), s.NODE_DEVICE_MEMORY, other.gpu_memory
     return own if agent.has(series) or instead is None else instead
 
 
@@ -132,16 +133,23 @@ def _utilisation(agent: Agent, other: Other, asked: Asked) -> Reading:
     )
 
 
-def finished(
-    nodes: tuple[NodeCapacity, ...],  # noqa: ARG001 - sites and names are what estimates are made from
-    measured: tuple[LinkCapacity, ...],
-) -> tuple[tuple[LinkCapacity, ...], tuple[SiteLink, ...]]:
-    """The links of the snapshot: those that were measured, and in time what can be told from them of all others.
+def finished(nodes: Sequence[NodeCapacity], measured: Sequence[LinkCapacity]) -> Estimates:
+    """The links of the snapshot: those that were measured, and what can be told from them of all others.
 
-    The one place where estimates join; a measured link always wins over an estimated one. A link whose readings are stale
-    is one that nobody measures any more, and may be estimated; one that contradicts itself may not.
+    The one place where estimates join; a measured link always wins over an estimated one, also where it is unknown because
+    nobody answered, or because it contradicts itself. A link whose readings are stale is one that nobody measures any
+    more: it is estimated, and where it cannot be it says that it is stale.
     """
-    return measured, ()
+    sites = {node.name: node.site for node in nodes}
+    stale: list[LinkCapacity] = []
+    current: list[LinkCapacity] = []
+    for link in measured:
+        both = (link.round_trip_seconds, link.bandwidth_bytes_per_second)
+        (stale if all(map(is_stale, both)) else current).append(link)
+    found = estimate(sites, current)
+    covers = covered(found, sites)
+    left = tuple(link for link in stale if not covers(link.from_node, link.to_node))
+    return replace(found, links=(*found.links, *left))
 
 
 def _links(nodes: set[str], said: Mapping[str, Said], bounds: StaleBounds) -> tuple[LinkCapacity, ...]:

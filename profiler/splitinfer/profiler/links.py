@@ -26,12 +26,12 @@ from splitinfer.profiler.link_times import LinkTimes, Train, link_times, next_tr
 SERVICE, METHOD = "splitinfer.profiler.v1.Link", "Echo"
 SMALL_BYTES = 64
 ROUND_TRIPS = 15
-PAUSE_SECONDS = 0.02
-"""Before each round trip: between two frames of a stream lies a step. Where one follows the other at once, nobody has to
-wake up, and on a fast link that is half of what a frame takes."""
 LEAST_ROUND_TRIPS = 3
 ROUND_TRIP_SECONDS = 1.0
 """Where round trips take longer than this together, fewer of them are made."""
+PAUSE_SECONDS = 0.02
+"""Before each round trip: between two frames of a stream lies a step. Where one follows the other at once, nobody has to
+wake up, and on a fast link that is half of what a frame takes."""
 WARM = 3
 """Round trips that are not counted: the first ones open the connection and wake both ends."""
 MOST_BYTES = (WARM + ROUND_TRIPS) * SMALL_BYTES + TRAINS_BYTES
@@ -57,7 +57,12 @@ class _Probe:
         message = bytes(nbytes)
         for _ in range(times):
             self._sent(nbytes)
-            await self._call.write(message)
+            try:
+                await self._call.write(message)
+            except asyncio.InvalidStateError:  # it ended while nobody was writing or reading
+                raise LinkProbeError(
+                    f"{(await self._call.code()).name}: {await self._call.details()}"
+                ) from None
 
     async def _answers(self, count: int, began: float) -> tuple[float, ...]:
         answers = []

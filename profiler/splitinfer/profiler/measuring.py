@@ -9,6 +9,7 @@ from splitinfer.profiler.board import Board
 from splitinfer.profiler.budget import budget
 from splitinfer.profiler.link_schedule import links_to_keep, peers_to_probe
 from splitinfer.profiler.links import LinkProbeError
+from splitinfer.profiler.live_window import with_live
 from splitinfer.profiler.rounds import due, refusal
 from splitinfer.profiler.speeds import ProbeError, ProbeResult, speeds_of
 from splitinfer.profiler.state import LinkReading, ProbeReading
@@ -49,21 +50,21 @@ class Measurer:
         board, now, size = self._board, self._board.ports.clock(), self._board.ports.link_bytes
         peers = board.targets.peers_of()
         self._asked = {peer: at for peer, at in self._asked.items() if peer in peers}
-        for peer, times in board.ports.live(peers).items():
-            self._asked[peer] = now
-            board.put(board.state.with_link(peer, LinkReading(now, times, live=True)))
+        for peer, live in board.ports.live(peers).items():
+            if (reading := board.state.links.get(peer)) is not None:
+                board.put(board.state.with_link(peer, with_live(reading, live, now)))
         self._link_budget = self._link_budget.until(now)
         if not self._link_budget.allows(size):
             return
         most = max(1, int(self._link_budget.left // size))
         ages = {peer: now - at for peer, at in self._asked.items()}
         for peer in peers_to_probe(board.settings.node, peers, ages, self._round, most, self._keep):
-            reading = None
             try:
                 times = await board.ports.measure(peers[peer].address, self._sent)
                 reading = LinkReading(board.ports.clock(), times)
                 board.say(f"link {peer}", None)
             except LinkProbeError as error:
+                reading = LinkReading(board.ports.clock(), None)
                 board.count(link_errors=1)
                 board.say(f"link {peer}", f"link to {peer}: {error}")
             self._asked[peer] = board.ports.clock()

@@ -31,7 +31,7 @@ def load(values: Values) -> Known | Unknown:
     [
         (0, 2, 0.0),
         (2, 2, 0.0),  # two of four CPUs are left, and two are wanted
-        (3, 2, 0.2),
+        (3, 2, 3 / 7),  # each of ours takes turns with three quarters of another
         (4, 4, 0.5),
         (0, 8, 0.0),  # more threads than CPUs took turns in the probe already
         (4, 8, 0.5),
