@@ -17,18 +17,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import mmap
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import ceil, prod
 from pathlib import Path
 from statistics import median
 
 import numpy as np
-from numpy.typing import NDArray
 
 from splitinfer.optimizer.dtypes import activation_of
 from splitinfer.segment_runtime.cpu_options import add_thread_options, threads_of
@@ -37,6 +34,7 @@ from splitinfer.segment_runtime.engine.factory import create_engine
 from splitinfer.segment_runtime.engine.port import Engine, EngineError, KvBlob, LoadedRange, SessionRows
 from splitinfer.segment_runtime.engine.threads import cpu_quota
 from splitinfer.segment_runtime.probe_frames import frame_times
+from splitinfer.segment_runtime.probe_memory import FLUSH_BYTES, Memory, Timer, flush_bytes
 from splitinfer.segment_runtime.store.errors import StoreError
 from splitinfer.segment_runtime.store.index import ModelIndex, block_unit
 from splitinfer.segment_runtime.store.reader import NUMPY_DTYPES, ModelStore, StoredModel
@@ -47,28 +45,6 @@ ROWS = 8
 """Sessions of the larger decode step."""
 MOST_BLOCKS = 4
 """Of the larger range: what a probe takes is bounded."""
-FLUSH_BYTES = 96 << 20
-"""Read to empty the caches where the machine does not say how large they are."""
-
-
-@dataclass(frozen=True, slots=True)
-class Timer:
-    """How a step is timed: by which clock, and which of the repeats counts."""
-
-    clock: Callable[[], float]
-    pick: Callable[[Sequence[float]], float]
-    more: int = 1
-    """So many times as often where the shortest counts: one that nobody disturbed must be among them."""
-
-    def seconds(self, work: Callable[[], object]) -> float:
-        """Of one run."""
-        began = self.clock()
-        work()
-        return self.clock() - began
-
-    def best(self, work: Callable[[], object], repeats: int) -> float:
-        """Of so many runs, after one that warms."""
-        return self.pick([self.seconds(work) for _ in range(repeats + 1)][1:])
 
 
 def timer_of(device: str, threads: int) -> Timer:
@@ -124,38 +100,6 @@ class Probe:
     quota_cpus: float | None
     free_device_bytes: int | None
     times: tuple[BlockTimes, BlockTimes]
-
-
-class Memory:
-    """A buffer larger than the caches."""
-
-    def __init__(self, threads: int, nbytes: int) -> None:
-        self._parts: Sequence[NDArray[np.float32]] = np.array_split(_resident(nbytes), threads)
-        self._nbytes = nbytes
-        self._pool = None if threads == 1 else ThreadPoolExecutor(threads)
-
-    def read(self) -> None:
-        """All of it, by all threads; numpy lets go of the interpreter while it sums."""
-        for _ in map(np.sum, self._parts) if self._pool is None else self._pool.map(np.sum, self._parts):
-            pass
-
-    def bytes_per_second(self, repeats: int, timer: Timer) -> float:
-        """Achieved when it is read."""
-        return self._nbytes / timer.best(self.read, repeats)
-
-
-def _resident(nbytes: int) -> NDArray[np.float32]:
-    """Values whose pages are there: asked for at once, a tenth of a second sooner than by touching huge pages."""
-    if not hasattr(mmap, "MAP_POPULATE"):  # not on Linux
-        return np.ones(nbytes // 4, np.float32)
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-    return np.frombuffer(mmap.mmap(-1, nbytes, flags=flags), np.float32)
-
-
-def flush_bytes() -> int:
-    """Enough to empty the caches: half as much again as the largest, in bounds that keep a probe cheap."""
-    cache = largest_cache_bytes()
-    return FLUSH_BYTES if cache is None else min(max(cache * 3 // 2, 32 << 20), 256 << 20)
 
 
 def lever(blocks: int, weight_bytes: int, cache_bytes: int | None) -> int:
