@@ -85,14 +85,12 @@ def _memory(agent: Agent, other: Other) -> Reading:
     devices = [device for _, device in agent.labels_of(s.NODE_INFO)]
     if len(devices) > 1:
         return unknown(f"the agent names the devices {' and '.join(devices)}")
-    kind, _, number = (devices[0] if devices else "cpu").partition(":")
-    if kind == "cpu":
+    if not devices or devices[0] == "cpu":
         own, series, instead = agent.state(s.NODE_MEMORY), s.NODE_MEMORY, other.memory
         if not devices and agent.has(s.NODE_DEVICE_MEMORY):
             return unknown("the agent does not say whether hosts use its GPU")
     else:
-        own, series = agent.state(s.NODE_DEVICE_MEMORY), s.NODE_DEVICE_MEMORY
-        instead = (other.gpu_memory or {}).get(number or "0")
+        own, series, instead = agent.state(s.NODE_DEVICE_MEMORY), s.NODE_DEVICE_MEMORY, other.gpu_memory
     return own if agent.has(series) or instead is None else instead
 
 

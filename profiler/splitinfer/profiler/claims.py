@@ -63,9 +63,8 @@ class _Target:
         if kept is None or kept.at_seconds < sample.at_seconds:
             self.samples[key] = sample
         self.last = max(self.last, sample.at_seconds)
-        self.first = min(
-            self.first, sample.at_seconds if sample.span is None else sample.span.first_at_seconds
-        )
+        began = sample.at_seconds if sample.span is None else sample.span.first_at_seconds
+        self.first = min(self.first, began, sample.at_seconds)
         if sample.span is not None and sample.span.count > self.most:
             self.most = sample.span.count
             self.gap = (sample.at_seconds - sample.span.first_at_seconds) / (sample.span.count - 1)
@@ -118,9 +117,7 @@ def _of_one(agents: list[tuple[_Target, float]], now: float) -> Said:
         (one, scrape) for one, scrape in agents if not any(one.ended_before(other) for other, _ in agents)
     ]
     here.sort(key=lambda pair: (pair[0].last, pair[0].agent))
-    if not here:  # each of three has one before it: none can be told to be the last
-        return Said({}, "agents took each other's place")
-    current, scrape = here[-1]
+    current, scrape = here[-1]  # the one that was scraped last of all ended before nobody
     newest = {
         key: Stamped(sample.value, max(0.0, now - sample.at_seconds))
         for key, sample in current.samples.items()

@@ -32,14 +32,14 @@ class Other:
         memory: free bytes; None where nobody says.
         busy: CPUs in use on average over the window, ours too; None where nobody says.
         cpus: that the machine has.
-        gpu_memory: free bytes by the GPU's number.
+        gpu_memory: free bytes of a GPU; of several, of the fullest: DCGM's numbers need not be CUDA's.
         zone: of the cluster's topology.
     """
 
     memory: Reading | None = None
     busy: Reading | None = None
     cpus: int = 0
-    gpu_memory: Mapping[str, Reading] | None = None
+    gpu_memory: Reading | None = None
     zone: str | None = None
 
 
@@ -179,18 +179,19 @@ def _busy_of(cpus: Mapping[str, list[Sample]], age: _Ages) -> Reading:
     return fresh(busy, oldest, age.bound, NODE_EXPORTER)
 
 
-def _gpus(
-    samples: Iterable[Sample], place: Callable[[Sample], str | None], age: _Ages
-) -> dict[str, dict[str, Reading]]:
+def _gpus(samples: Iterable[Sample], place: Callable[[Sample], str | None], age: _Ages) -> dict[str, Reading]:
     found: dict[str, dict[str, list[Sample]]] = defaultdict(lambda: defaultdict(list))
     for sample in samples:
         node, gpu = place(sample), sample.labels.get("gpu")
         if node and gpu:
             found[node][gpu].append(sample)
-    return {
-        node: {gpu: age.agreed(values, _MIB, DCGM, MIB) for gpu, values in gpus.items()}
-        for node, gpus in found.items()
-    }
+    fullest: dict[str, Reading] = {}
+    for node, gpus in found.items():
+        free = [age.agreed(values, _MIB, DCGM, MIB) for values in gpus.values()]
+        lost = [reading for reading in free if isinstance(reading, Unknown)]
+        known = [reading for reading in free if isinstance(reading, Known)]
+        fullest[node] = lost[0] if lost else min(known, key=lambda reading: reading.value)
+    return fullest
 
 
 def _schedulable(by_name: Mapping[str, list[Sample]], age: _Ages) -> dict[str, Reading]:

@@ -130,9 +130,11 @@ def test_plan_plans_on_the_server_and_refuses_without_anybody_trusted(
     code, plan, errors = said(capsys, *ask, "--nodes-file", str(home / "nodes.yaml"), "-o", "json")
     assert (code, errors) == (0, [])
     assert json.loads(plan)["entry"] == "a"
-    code, _, errors = said(capsys, *ask)
+    code, refused, errors = said(capsys, *ask, "-o", "json")
     assert code == 1
     assert any("trust comes from --nodes-file alone" in line for line in errors)
+    assert "trust comes from --nodes-file alone" in json.loads(refused)["notes"][0]
+    assert json.loads(refused)["clash"] == ["privacy"]
 
 
 def test_what_is_stale_or_of_another_model_is_named(
@@ -156,7 +158,10 @@ def test_what_is_stale_or_of_another_model_is_named(
     [
         (("--prometheus", "ftp://x"), "--prometheus: http://HOST:PORT or https://HOST:PORT is asked for"),
         (("--prometheus", "http://u:p@x:1"), "--prometheus: a password in it"),
-        (("--prometheus-config", "c.yaml"), "--prometheus-config: is of a server; add --prometheus URL"),
+        (
+            ("--prometheus-config", "c.yaml"),
+            "--prometheus-config: is of --prometheus; without it this machine is measured",
+        ),
         (("--prometheus", "http://x:1", "--nodes", "2"), "--nodes: is of measuring this machine"),
         (
             ("--prometheus", "http://x:1", "--prometheus-config", "no.yaml"),
@@ -172,6 +177,21 @@ def test_flags_that_cannot_be_are_refused_by_name(
     code, out, errors = said(capsys, "profile", "--model", "tiny", *more)
     assert (code, out) == (2, "")
     assert errors[0].startswith(f"error: {line}")
+
+
+def test_a_snapshot_of_a_file_takes_no_flags_of_a_server(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor both at once: the file says everything."""
+    ask = ("plan", "-f", str(home / "m.yaml"), "--capacity", "x.yaml")
+    for flag, value in (("--nodes-file", "n.yaml"), ("--stale-after", "links=5")):
+        code, _, errors = said(capsys, *ask, flag, value)
+        assert (code, errors[0].startswith(f"error: {flag}: is of --prometheus")) == (2, True)
+    for wrong in ("links=0", "links=inf", "node=5", "links"):
+        with pytest.raises(SystemExit):
+            cli.main(["profile", "--stale-after", wrong])
+    with pytest.raises(SystemExit):
+        cli.main([*ask, "--prometheus", "http://x:1"])
 
 
 @pytest.mark.parametrize(

@@ -160,18 +160,20 @@ def test_others_are_asked_only_where_the_agent_says_nothing() -> None:
 
 
 def test_a_gpus_memory_comes_from_dcgm_in_mebibytes() -> None:
-    """Of the GPU that hosts use, and of no other."""
+    """Of several the fullest, because their numbers need not be those of hosts; the machine's memory is never taken for it."""
     values = node_values()
     del values[s.NODE_INFO, ("0.1.0", "cpu")]
     values[s.NODE_INFO, ("0.1.0", "cuda:1")] = 1
     gpus = [
-        sample("DCGM_FI_DEV_FB_FREE", 1000, gpu="0", Hostname="a", instance="d:9400"),
-        sample("DCGM_FI_DEV_FB_FREE", 2000, gpu="1", Hostname="a", instance="d:9400"),
+        sample("DCGM_FI_DEV_FB_FREE", 2000, gpu="0", Hostname="a", instance="d:9400"),
+        sample("DCGM_FI_DEV_FB_FREE", 1000, gpu="1", Hostname="a", instance="d:9400"),
     ]
-    assert node(values, *gpus)["free_memory_bytes"] == Known(
-        value=2000 * 1024 * 1024, age_seconds=10, source="dcgm"
-    )
-    assert isinstance(node(values, gpus[0])["free_memory_bytes"], Unknown)
+    for order in (gpus, gpus[::-1]):
+        assert node(values, *order)["free_memory_bytes"] == Known(
+            value=1000 * 1024 * 1024, age_seconds=10, source="dcgm"
+        )
+    lost = sample("DCGM_FI_DEV_FB_FREE", math.nan, gpu="2", Hostname="a", instance="d:9400")
+    assert isinstance(node(values, *gpus, lost)["free_memory_bytes"], Unknown)
     assert isinstance(node(values, sample(MEMORY, 7e9, **HOST, node="a"))["free_memory_bytes"], Unknown)
 
 

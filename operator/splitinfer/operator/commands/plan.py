@@ -84,11 +84,15 @@ def run(arguments: argparse.Namespace) -> int:
     found = answer(question, budget)
     if found.prediction is None:
         why = explain(question, budget) if found.status == "infeasible" else None
-        show(refusal(found, why), arguments.output)
+        show({**refusal(found, why), **_notes(known)}, arguments.output)
         return 1
     others = alternatives(question, found) if arguments.explain else ()
-    show(report(question, found, others), arguments.output)
+    show({**report(question, found, others), **_notes(known)}, arguments.output)
     return 0
+
+
+def _notes(known: Measured) -> dict[str, list[str]]:
+    return {"notes": list(known.notes)} if known.notes else {}
 
 
 def _capacity(arguments: argparse.Namespace, resource: SplitInference, model: ModelFacts) -> Measured:
