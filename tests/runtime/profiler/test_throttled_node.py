@@ -6,7 +6,7 @@ import json
 import subprocess
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from statistics import median
 
 import pytest
@@ -62,10 +62,10 @@ def scraped(address: str) -> Mapping[str, float]:
         return exported(answer.read().decode())
 
 
-def seconds_until(address: str, name: str, expected: float | None = None) -> float:
-    """Until a series is there, or has a value; the test's own time limit is the only one."""
+def seconds_until(address: str, holds: Callable[[Mapping[str, float]], bool]) -> float:
+    """Until a scrape holds; the test's own time limit is the only one."""
     began = time.monotonic()
-    while (found := scraped(address).get(name)) is None or expected not in (None, found):
+    while not holds(scraped(address)):
         time.sleep(0.1)
     return time.monotonic() - began
 
@@ -80,7 +80,7 @@ def test_a_quota_that_changes_under_an_agent_is_seen_within_two_intervals() -> N
         running(group.command(*module("splitinfer.profiler.agent", *options))) as (_, line),
     ):
         address = json.loads(line)["metrics"]
-        seconds_until(address, name)
+        seconds_until(address, lambda found: name in found)
         assert scraped(address)[name] >= 1
         for cpus in (0.5, 0.25, 0.75):
             group.limit(cpus)
