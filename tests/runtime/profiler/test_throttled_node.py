@@ -84,4 +84,8 @@ def test_a_quota_that_changes_under_an_agent_is_seen_within_two_intervals() -> N
         assert scraped(address)[name] >= 1
         for cpus in (0.5, 0.25, 0.75):
             group.limit(cpus)
-            assert seconds_until(address, name, cpus) < 2 * interval + 1
+
+            def is_seen(found: Mapping[str, float], cpus: float = cpus) -> bool:
+                return found[name] == cpus
+
+            assert seconds_until(address, is_seen) < 2 * interval + 1
