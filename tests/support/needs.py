@@ -1,6 +1,6 @@
 """What tests need of the machine; one that cannot have it is skipped by name, or fails where everything is to run.
 
-With ``SPLITINFER_RUN_ALL=1`` in the environment nothing is skipped for a need: CI says so, and sees what it lacks.
+With ``SPLITINFER_RUN_ALL=1`` in the environment nothing is skipped for a need.
 """
 
 from __future__ import annotations
