@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -90,6 +93,18 @@ def truth() -> str:
     return str(tokenizer.decode(out[0, len(prompt) :].tolist()))
 
 
+def descendants(pid: int) -> list[int]:
+    """Processes that a process started, and those that they did."""
+    return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+
+
+def command_of(pid: int) -> str:
+    """Its command line; nothing once it is gone."""
+    with contextlib.suppress(psutil.Error):
+        return " ".join(psutil.Process(pid).cmdline())
+    return ""
+
+
 def complete(endpoint: str) -> Iterator[str]:
     """The pieces of a streamed greedy completion."""
     body = {"model": "smollm2", "prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0, "stream": True}
@@ -113,6 +128,44 @@ def test_once_answers_with_the_real_model(home: RealHome) -> None:
     assert "node-1" in output
     assert ", 8 tokens," in rest
     assert list((home.path / "run").glob("*.json")) == []
+
+
+def test_status_holds_the_prediction_against_what_was_observed(home: RealHome) -> None:
+    """Measured by this machine's own agent, which then watches the hosts' steps: per segment, end to end, and calibrated."""
+    up = home.up("--nodes", "2")
+    endpoint = read_until(up, "serving; Ctrl-C").partition("endpoint: ")[2].partition(" ")[0]
+    deadline = time.monotonic() + 120
+    while True:
+        list(complete(endpoint))
+        now = home.status()
+        if "calibration_ratio" in now["machine"]:
+            break
+        assert time.monotonic() < deadline, now["machine"]
+    compared = now["compared"]["figures"]
+    for name in ("ttft", "tpot", "tokens_per_second", "segment[0]", "segment[1]"):
+        assert compared[name]["observed"] > 0, name
+        assert compared[name]["predicted"] > 0, name
+    assert 0.2 < now["machine"]["calibration_ratio"] < 5
+    assert now["machine"]["probe_age_seconds"] > 0
+    agents = [pid for pid in descendants(up.pid) if "splitinfer.profiler.agent" in command_of(pid)]
+    assert len(agents) == 2
+
+    up.send_signal(signal.SIGINT)
+    up.communicate(timeout=60)
+    assert up.returncode == 0
+    assert [pid for pid in agents if psutil.pid_exists(pid)] == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the engine can run: there is a GPU")
+def test_an_engine_that_cannot_run_is_refused_by_the_measurement(home: RealHome) -> None:
+    """Its reason is the answer; no host was started."""
+    up = home.up("--engine", "torch", "--device", "cuda", "--once", "--prompt", "x")
+    output, _ = up.communicate(timeout=120)
+
+    assert up.returncode == 1
+    assert "No plan" in output
+    assert "torch sees no CUDA device here" in output
+    assert "node-0: started" not in output
 
 
 def test_a_damaged_model_is_told_by_its_file(home: RealHome, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from splitinfer.operator.local.machine_lines import facts_of, lines
 from splitinfer.operator.local.machine_snapshot import FAR, MACHINE, missing, over_nodes
+from splitinfer.optimizer.access import NodeAccess
 from splitinfer.optimizer.capacity import CapacitySnapshot
 from splitinfer.optimizer.values import Known, Unknown
 from splitinfer.profiler import series as s
@@ -35,6 +36,14 @@ def test_each_node_has_the_machines_speeds_and_a_part_of_its_memory() -> None:
     assert len(found.links) == 6
     [probed] = [k for k in taken.links if (k.from_node, k.to_node) == (MACHINE, FAR)]
     assert {link.round_trip_seconds for link in found.links} == {probed.round_trip_seconds}
+
+
+def test_what_was_estimated_of_the_two_processes_is_not_said_of_nodes() -> None:
+    """The snapshot is one that can be written to a file and read again."""
+    access = NodeAccess(node=FAR, round_trip_seconds=known(1e-4))
+    found = over_nodes(machine().model_copy(update={"access": (access,)}), ("a", "b"))
+    assert CapacitySnapshot.model_validate_json(found.model_dump_json()) == found
+    assert found.access == ()
 
 
 def test_unknown_memory_stays_unknown() -> None:

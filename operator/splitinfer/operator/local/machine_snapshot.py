@@ -49,11 +49,14 @@ def over_nodes(taken: CapacitySnapshot, nodes: Sequence[str], why: str | None = 
         memory = memory.model_copy(update={"value": float(int(memory.value) // len(nodes))})
     own = {"free_memory_bytes": memory, "labels": TRUSTED, "trusted": True}
     pairs = [(a, b) for a in nodes for b in nodes if a != b]
-    return taken.model_copy(
-        update={
-            "nodes": tuple(machine.model_copy(update={"name": name, **own}) for name in nodes),
-            "links": tuple(link.model_copy(update={"from_node": a, "to_node": b}) for a, b in pairs),
-        }
+    # Made anew, and so checked: whatever else was said of the machine and of the far end is not said of these nodes.
+    return CapacitySnapshot(
+        taken_at_seconds=taken.taken_at_seconds,
+        stale_after_seconds=taken.stale_after_seconds,
+        speeds_stale_after_seconds=taken.speeds_stale_after_seconds,
+        links_stale_after_seconds=taken.links_stale_after_seconds,
+        nodes=tuple(machine.model_copy(update={"name": name, **own}) for name in nodes),
+        links=tuple(link.model_copy(update={"from_node": a, "to_node": b}) for a, b in pairs),
     )
 
 

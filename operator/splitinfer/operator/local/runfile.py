@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from splitinfer.operator.errors import CommandFailed, UserError
 from splitinfer.operator.local.models import home
 from splitinfer.operator.planning.forecast import Basis
+from splitinfer.optimizer.values import OptimizerInputError
 
 
 class RunFile(BaseModel):
@@ -150,5 +151,5 @@ def started_at(pid: int) -> int | None:
 def _read(path: Path) -> RunFile | None:
     try:
         return RunFile.model_validate_json(path.read_text("utf-8"))
-    except (OSError, ValidationError):
+    except (OSError, ValidationError, OptimizerInputError):
         return None
