@@ -52,3 +52,5 @@ def cut(node: Node) -> None:
 def mend(node: Node) -> None:
     """And put back."""
     node.bridge.do("ip", "link", "set", node.port, "master", BRIDGE)
+    # A search for a neighbour that began while the cable was out fails seconds later, and with it what was begun since.
+    node.own.do("ip", "neighbour", "flush", "dev", DEVICE)

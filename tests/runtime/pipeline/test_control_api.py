@@ -205,3 +205,43 @@ async def test_new_addresses_of_hosts_are_taken(control: Control, hosts: dict[st
     assert (code, said["error"]["field"]) == (400, "hosts.node-0")
     async with control.client.put("/control/plan", data=b"\xff{") as response:
         assert response.status == 400
+
+
+async def test_a_forecast_comes_with_a_plan_and_stands_beside_what_is_observed(
+    control: Control, case: Case, hosts: dict[str, str], twins: list[Twin]
+) -> None:
+    """In the status and as metrics while its plan serves; the traffic that was served is told with its own figures."""
+    forecast = {
+        "traffic": {"sessions": 1.0, "in_flight": 1, "context_tokens": 20.0, "prompt_tokens": 8},
+        "tpot_seconds": 0.25,
+        "ttft_seconds": 0.5,
+        "tokens_per_second": 4.0,
+        "segment_seconds": [0.125, 0.0625],
+    }
+    wrong = {**forecast, "segment_seconds": [0.125]}
+    code, said = await control.put("/control/plan", {**body_of(case, hosts), "forecast": wrong})
+    assert (code, said["error"]["field"]) == (400, "forecast.segment_seconds")
+    wrong = {**forecast, "tpot_seconds": 0.0}
+    code, said = await control.put("/control/plan", {**body_of(case, hosts), "forecast": wrong})
+    assert (code, said["error"]["field"]) == (400, "forecast.tpot_seconds")
+    code, _ = await control.put("/control/plan", {**body_of(case, hosts), "forecast": forecast})
+    assert code == 202
+    await control.entry.until_serving(1)
+    assert (await control.status())["recent"]["decode"] is None
+    prompt = twins[0].request.prompt
+    await control.entry.generate(prompt, 4)
+    status = await control.status()
+    assert status["forecast"] == forecast
+    labels = {"what": "segment", "hop": "1"}
+    value = control.entry.registry.get_sample_value
+    assert value("splitinfer_entry_predicted_seconds", labels) == 0.0625
+    recent = status["recent"]
+    assert (recent["decode"]["steps"], recent["tokens"]["count"]) == (3, 3)
+    assert len(recent["decode"]["hop_p50_seconds"]) == 2
+    # The tokens after the first: each looks at the prompt, at those before, and at itself.
+    assert recent["decode"]["context_tokens_mean"] == len(prompt) + 2
+    assert (recent["prompts"]["count"], recent["prompts"]["tokens_p50"]) == (1, len(prompt))
+    for hop in ("0", "1"):
+        seconds = "splitinfer_entry_hop_step_seconds_count"
+        assert value(seconds, {"hop": hop, "phase": "decode"}) == 3
+        assert value(seconds, {"hop": hop, "phase": "prefill"}) == 1

@@ -17,12 +17,12 @@ def report(**changes: object) -> AgentReport:
 
 
 @pytest.mark.parametrize(
-    ("runnable", "threads", "used"), [(0.0, 1, 0.0), (1.0, 1, 0.0), (2.0, 1, 1 / 3), (1.0, 2, 1 / 3)]
+    ("runnable", "threads", "used"), [(0.0, 1, 0.0), (1.0, 1, 0.0), (2.0, 1, 1 / 2), (1.0, 2, 1 / 3)]
 )
 def test_what_others_use_is_what_the_scheduler_leaves_us_less(
     runnable: float, threads: int, used: float
 ) -> None:
-    """Two threads of others beside one of ours on two CPUs leave it two thirds of its speed, not nothing."""
+    """Two threads of others beside one of ours on two CPUs leave it half of its speed, not nothing."""
     said = report(runnable_threads=runnable, probe=probe_result(threads=threads), utilisation=0.99)
     (node, _) = local_snapshot(said, "float32", ["a", "b"], 5.0).nodes
     assert isinstance(node.background_utilisation, Known)

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from splitinfer.optimizer.answer import answer
 from splitinfer.optimizer.chunked import ChunkedProblem, named
 from splitinfer.optimizer.chunking import chunk_tokens, groups
+from splitinfer.optimizer.compile import compile_problem
 from splitinfer.optimizer.evaluate import TOLERANCE
 from splitinfer.optimizer.example import tiny_question
 from splitinfer.optimizer.question import Question
+from splitinfer.optimizer.solver import solve
 from splitinfer.optimizer.values import Known
 from splitinfer.optimizer.wanted import Workload
 from splitinfer.segment_runtime.entry.scheduler import Scheduler
@@ -139,6 +141,24 @@ def test_where_every_chain_has_the_same_chunks_the_answer_is_proven(question: Qu
     truth = cheapest(question)
     found = answer(question)
     assert found.status == ("infeasible" if truth == math.inf else "optimal")
+
+
+@many
+@given(question=questions(max_blocks=4, max_nodes=3), factor=st.sampled_from([0.5, 1.0, 1.5]))
+def test_below_a_cutoff_the_solver_finds_what_it_finds_without(question: Question, factor: float) -> None:
+    """The same plan where it is cheaper; else none, and a bound that reaches the cutoff at most and holds."""
+    problem = compile_problem(question)
+    whole = solve(problem)
+    if whole.evaluation is None:
+        return
+    cutoff = factor * whole.cost
+    found = solve(problem, cutoff=cutoff)
+    if whole.cost < cutoff:
+        assert found.status == "optimal"
+        assert math.isclose(found.cost, whole.cost, rel_tol=1e-7, abs_tol=1e-9)
+    else:
+        assert (found.status, found.evaluation) == ("unknown", None)
+        assert found.bound == cutoff
 
 
 def test_a_limit_that_only_pipelined_chunks_keep_is_kept() -> None:

@@ -79,9 +79,9 @@ def test_each_value_has_its_age_and_its_source() -> None:
     assert reasons(node) == {}
     assert found["free_memory_bytes"] == Known(value=4e9, age_seconds=12, source="agent")
     assert found["memory_bandwidth_bytes_per_second"] == Known(value=8e9, age_seconds=40, source="agent")
-    # 4 CPUs, 3 threads of others, 2 of ours: turns give 1.6 CPUs of the 2.
+    # 4 CPUs, 3 threads of others, 2 of ours: each of ours is beside 3 / 4 of another.
     assert found["background_utilisation"].model_dump() == pytest.approx(
-        {"value": 0.2, "age_seconds": 12, "source": "agent"}
+        {"value": 3 / 7, "age_seconds": 12, "source": "agent"}
     )
 
 
@@ -174,7 +174,7 @@ def test_a_ratio_of_85_is_no_ratio() -> None:
     # 3 of 4 CPUs are busy: at least three threads want to run.
     assert readings(only(taken(samples("a", values))))["background_utilisation"].model_dump()[
         "value"
-    ] == pytest.approx(0.2)
+    ] == pytest.approx(3 / 7)
     values[s.NODE_CPU_BUSY, ()] = 85
     assert "is its unit right?" in reasons(only(taken(samples("a", values))))["background_utilisation"]
 

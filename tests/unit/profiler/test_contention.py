@@ -20,8 +20,15 @@ THREADS = st.integers(1, 512)
     [
         (2, 0, 2, 1.0),  # nobody else
         (8, 3, 4, 1.0),  # others fit beside us
-        (8, 6, 4, pytest.approx(3.2 / 4)),  # turns: 8 x 4 / 10 CPUs for 4 threads, more than the 2 idle ones
-        (2, 1.96, 1, pytest.approx(2 / 2.96)),  # used to 98 %: a turn, and not the idle 2 %
+        (
+            8,
+            6,
+            4,
+            pytest.approx(4 / 7),
+        ),  # each beside 6 / 8 of another, which is more than the 2 idle CPUs give
+        (2, 1.96, 1, pytest.approx(2 / 3.96)),  # used to 98 %: a turn, and not the idle 2 %
+        (2, 2, 1, 0.5),  # a busy thread on each CPU: ours shares one of them
+        (2, 0.5, 1, 1.0),  # a whole CPU is idle
         (2, 1, 2, pytest.approx(2 / 3)),  # three threads on two CPUs
         (1, 9, 1, 0.1),  # a tenth of the only CPU
         (1, 0, 4, 0.25),  # more threads than CPUs: our own fault, and no faster for it

@@ -61,11 +61,10 @@ def run(arguments: argparse.Namespace) -> int:
 def _measured(arguments: argparse.Namespace) -> CapacitySnapshot:
     """This machine, now."""
     import asyncio
-    import time
 
     from splitinfer.operator.errors import UserError
+    from splitinfer.operator.local.agents import Probed, agents
     from splitinfer.operator.local.models import find_model, home
-    from splitinfer.operator.local.profiling import local_snapshot, measure
     from splitinfer.operator.local.request import MAX_THREADS
 
     refuse_without_server(arguments, "without it this machine is measured")
@@ -76,9 +75,13 @@ def _measured(arguments: argparse.Namespace) -> CapacitySnapshot:
         raise UserError("--threads", f"{arguments.threads}: from 1 to {MAX_THREADS}")
     model = find_model(f"store://{arguments.model}", arguments.store or home() / "models", "--model")
     device = arguments.device or DEFAULT_DEVICE
-    found = asyncio.run(measure(model, arguments.dtype, arguments.engine, device, arguments.threads, count))
-    names = [f"node-{i}" for i in range(count)]
-    return local_snapshot(found, arguments.dtype, names, time.time())
+    probed = Probed(model, arguments.dtype, arguments.engine, device, arguments.threads, count)
+
+    async def found() -> CapacitySnapshot:
+        async with agents(probed) as local:
+            return await local.measured([f"node-{i}" for i in range(count)])
+
+    return asyncio.run(found())
 
 
 def _given(arguments: argparse.Namespace) -> CapacitySnapshot:
