@@ -32,14 +32,16 @@ from splitinfer.optimizer.cost import Floats
 from splitinfer.optimizer.problem import Problem
 from splitinfer.optimizer.question import Question
 from splitinfer.optimizer.solver import solve, warm_up
+from splitinfer.profiler.ages import StaleBounds
 from splitinfer.profiler.link_estimates import Estimates, estimate
-from splitinfer.profiler.link_schedule import links_to_keep
-from splitinfer.profiler.links import MOST_BYTES as PROBE_BYTES
+from splitinfer.profiler.link_pace import pace
+from splitinfer.profiler.links import MOST_BYTES
+from splitinfer.profiler.options import INTERVAL_SECONDS, LINK_BUDGET_BYTES
 
-ROUND_SECONDS, FRESH_SECONDS = 10.0, 900.0
-"""A link per round, and how long a reading is fresh."""
-WIDE, NARROW = 400e6, 100e6
-"""Bytes per hour that a node may send."""
+ROUND_SECONDS, FRESH_SECONDS = INTERVAL_SECONDS, StaleBounds().links
+"""The agent's and the reader's, where nothing else is said."""
+WIDE, NARROW = LINK_BUDGET_BYTES, LINK_BUDGET_BYTES / 4
+"""Bytes per hour that a node may send: the agent's default, and a quarter of it."""
 BLOCKS = 32
 
 
@@ -59,7 +61,9 @@ class Size:
     @property
     def keep(self) -> int:
         """Links that a node keeps measured."""
-        return links_to_keep(self.budget, PROBE_BYTES, FRESH_SECONDS)
+        found = pace(self.budget, MOST_BYTES, ROUND_SECONDS, FRESH_SECONDS)
+        assert found is not None
+        return found.keep
 
 
 SIZES = (
@@ -78,8 +82,8 @@ def run(seeds: int, seconds: float, note: Callable[[str], None]) -> str:
     lines = [
         "### What is probed",
         "",
-        f"Each node probes at most one link at a time, each {ROUND_SECONDS:g} s, and each link of its sample again while the "
-        f"reading is fresh, {FRESH_SECONDS:g} s. A probe is {PROBE_BYTES / 1e6:.2f} MB.",
+        f"Each node probes one link at a time, as often as its budget of bytes allows, and each link of its sample again while "
+        f"the reading is fresh, {FRESH_SECONDS:g} s. A probe is at most {MOST_BYTES / 1e6:.1f} MB.",
         "",
         "| nodes | ordered pairs | probed | rounds until complete | MB per node and hour | probes of one node: mean, most, most in one round | estimates, s |",
         "|---|---|---|---|---|---|---|",
@@ -177,7 +181,7 @@ def _probed(size: Size, trials: list[Trial]) -> str:
     pairs = size.nodes * (size.nodes - 1)
     probed = median(trial.probed for trial in trials)
     rounds = max(trial.rounds for trial in trials)
-    per_hour = probed / size.nodes * PROBE_BYTES * 3600 / FRESH_SECONDS / 1e6
+    per_hour = probed / size.nodes * MOST_BYTES * 3600 / FRESH_SECONDS / 1e6
     return (
         f"| {size} | {pairs:,} | {100 * probed / pairs:.1f}% | {rounds} | {per_hour:.0f} | {probed / size.nodes:.0f}, "
         f"{max(t.busiest[0] for t in trials)}, {max(t.busiest[1] for t in trials)} "

@@ -1,6 +1,6 @@
 """What tests need of the machine; one that cannot have it is skipped by name, or fails where everything is to run.
 
-With ``SPLITINFER_RUN_ALL=1`` in the environment nothing is skipped for a need: CI says so, and sees what it lacks.
+With ``SPLITINFER_RUN_ALL=1`` in the environment nothing is skipped for a need.
 """
 
 from __future__ import annotations
@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from tests.support.groups import any_hierarchy, cpu_hierarchy
+from tests.support.groups import any_hierarchy, cpu_group, cpu_hierarchy, kill_group
 
 RUN_ALL = "SPLITINFER_RUN_ALL"
 SHAPED = ("unshare", "--net", "tc", "qdisc", "add", "dev", "lo", "root", "tbf", "rate", "1mbit", "burst", "16kb",
@@ -34,9 +36,7 @@ def lacking_networks() -> tuple[str, ...]:
         found.append(f"network namespaces with tbf ({tried.stderr.strip()})")
     if not Path("/dev/net/tun").exists():
         found.append("/dev/net/tun")
-    if any_hierarchy() is None:
-        found.append("control groups")
-    return tuple(found)
+    return (*found, *_lacking_groups(any_hierarchy, kill_group))
 
 
 @cache
@@ -44,10 +44,20 @@ def lacking_cpu_groups() -> tuple[str, ...]:
     """Of what CPU quotas need."""
     if os.geteuid() != 0:
         return ("root",)
-    hierarchy = cpu_hierarchy()
-    if hierarchy is None or not os.access(hierarchy.root, os.W_OK):
-        return ("a writable control group hierarchy with the cpu controller",)
-    return ()
+    return _lacking_groups(cpu_hierarchy, lambda: cpu_group(1.0))
+
+
+def _lacking_groups(
+    where: Callable[[], object], made: Callable[[], AbstractContextManager[object]]
+) -> tuple[str, ...]:
+    """Whether one can be made is tried: a container may have them read-only, or full of processes at the top."""
+    if where() is None:
+        return ("control groups",)
+    try:
+        with made():
+            return ()
+    except (OSError, AssertionError) as error:
+        return (f"control groups that can be made ({error})",)
 
 
 def _needs(lacking: tuple[str, ...]) -> pytest.MarkDecorator:

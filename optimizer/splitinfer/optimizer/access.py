@@ -80,10 +80,10 @@ def access_arrays(q: Question, names: Sequence[str]) -> AccessArrays:
         if at is None:
             continue
         readings = (each.round_trip_seconds, each.upload_bytes_per_second, each.download_bytes_per_second)
-        values = [q.snapshot.usable(reading, q.now) for reading in readings]
+        values = [q.snapshot.usable(reading, q.now, "link") for reading in readings]
         unusable = [reading for reading, value in zip(readings, values, strict=True) if value is None]
         if unusable:
-            why = q.snapshot.why_unusable(unusable[0], q.now)
+            why = q.snapshot.why_unusable(unusable[0], q.now, "link")
             dead.append(f"{each.node}, where nobody measured: access unknown: {why}")
         last_mile[at], upload[at], download[at] = [0.0 if value is None else value for value in values]
         if unusable:

@@ -23,6 +23,7 @@ from prometheus_client import start_http_server
 from splitinfer.profiler.board import Board, Ports, Settings, log
 from splitinfer.profiler.exporter import AgentCollector, Published, registry_of
 from splitinfer.profiler.links import MOST_BYTES, echo_handlers, measure
+from splitinfer.profiler.live_window import LiveWindow
 from splitinfer.profiler.loop import run
 from splitinfer.profiler.machine import (
     available_memory,
@@ -92,6 +93,7 @@ async def measure_for_ever(args: argparse.Namespace, published: Published) -> No
             probe=run_probe,
             measure=lambda address, sent: measure(address, sent=sent),
             link_bytes=MOST_BYTES,
+            live=LiveWindow().links,
         )
         await run(Board(settings, ports, published))
 

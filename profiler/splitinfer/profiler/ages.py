@@ -48,10 +48,18 @@ def unknown(why: str) -> Unknown:
     return Unknown(unknown=why[:MOST_REASON])
 
 
+STALE = "stale: "
+
+
+def is_stale(reading: Reading) -> bool:
+    """Whether it was known, too long ago; and not tried in vain, or wrong."""
+    return isinstance(reading, Unknown) and reading.unknown.startswith(STALE)
+
+
 def fresh(value: float, age_seconds: float, bound_seconds: float, source: str) -> Reading:
     """Known, unless it is too old."""
     if age_seconds > bound_seconds:
-        return unknown(f"stale: {age_seconds:.0f} s old, at most {bound_seconds:.0f} s ({source})")
+        return unknown(f"{STALE}{age_seconds:.0f} s old, at most {bound_seconds:.0f} s ({source})")
     return Known(value=value, age_seconds=age_seconds, source=source)
 
 
@@ -89,8 +97,8 @@ class Agent:
         return self.reading(series, PROBE_CALIBRATION_AGE, None, *labels)
 
     def link(self, series: Series, peer: str) -> Reading:
-        """A reading of the link to a peer, however old: what is stale may be estimated instead."""
-        return self.reading(series, LINK_AGE, None, peer)
+        """A reading of the link to a peer."""
+        return self.reading(series, LINK_AGE, "link", peer)
 
     def reading(self, series: Series, age: Series, kind: Kind | None, *labels: str) -> Reading:
         """A value with its age: since the scrape, and what it had then by the agent's own clock.

@@ -6,17 +6,18 @@ nothing. What it says wrongly, contradictorily or too long ago is not replaced b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from splitinfer.optimizer.capacity import MAX_NODES, CapacitySnapshot, LinkCapacity, NodeCapacity
+from splitinfer.optimizer.capacity import CapacitySnapshot, LinkCapacity, NodeCapacity
 from splitinfer.optimizer.values import Known, OptimizerInputError, Unknown
 from splitinfer.profiler import series as s
-from splitinfer.profiler.ages import Agent, Reading, StaleBounds, fresh, unknown
+from splitinfer.profiler.ages import Agent, Reading, StaleBounds, is_stale, unknown
 from splitinfer.profiler.capacity import MAX_UTILISATION
 from splitinfer.profiler.claims import Said, said_by_node
 from splitinfer.profiler.contention import share
 from splitinfer.profiler.inventory import Entry, Inventory
-from splitinfer.profiler.link_estimates import Estimates, estimate
+from splitinfer.profiler.link_estimates import Estimates, covered, estimate
 from splitinfer.profiler.node_speeds import Asked, speeds, threads
 from splitinfer.profiler.others import Other, others_by_node
 from splitinfer.profiler.sources import Gathered, SourceError
@@ -46,7 +47,8 @@ def assemble(
         raise SourceError(
             f"no agent was scraped in the last {bounds.window_seconds:.0f} s, and the inventory has no node"
         )
-    links = finished(tuple(nodes), _links({node.name for node in nodes}, said, bounds), bounds)
+    measured = _links({node.name for node in nodes}, said, bounds)
+    found = finished(nodes, measured)
     try:
         return CapacitySnapshot(
             taken_at_seconds=gathered.now_seconds,
@@ -54,9 +56,9 @@ def assemble(
             speeds_stale_after_seconds=bounds.speeds,
             links_stale_after_seconds=bounds.links,
             nodes=tuple(nodes),
-            links=links.links,
-            site_links=links.site_links,
-            access=links.access,
+            links=found.links,
+            site_links=found.site_links,
+            access=found.access,
         )
     except OptimizerInputError as error:
         raise SourceError(f"what was gathered is no snapshot: {error}") from None
@@ -131,38 +133,27 @@ def _utilisation(agent: Agent, other: Other, asked: Asked) -> Reading:
     )
 
 
-def finished(
-    nodes: tuple[NodeCapacity, ...], measured: tuple[LinkCapacity, ...], bounds: StaleBounds
-) -> Estimates:
-    """The links of the snapshot: those that were measured, and what can be told from them of the others.
+def finished(nodes: Sequence[NodeCapacity], measured: Sequence[LinkCapacity]) -> Estimates:
+    """The links of the snapshot: those that were measured, and what can be told from them of all others.
 
-    A pair that nobody probed, or not for so long that its reading is stale, is estimated where there is enough to tell it
-    from; else a stale one stays, unknown, with its age. One that was probed in vain or contradicts itself is not estimated.
+    The one place where estimates join; a measured link always wins over an estimated one, also where it is unknown because
+    nobody answered, or because it contradicts itself. A link whose readings are stale is one that nobody measures any
+    more: it is estimated, and where it cannot be it says that it is stale.
     """
-    if len(nodes) > MAX_NODES:  # which the snapshot refuses
-        return Estimates(())
-    found = estimate({node.name: node.site for node in nodes}, measured, bounds.links)
-    if any(isinstance(one.round_trip_seconds, Known) for one in found.access):
-        return found  # without the access of any node, no link follows from what sites have
-    return Estimates(tuple(_aged(link, bounds) for link in measured))
-
-
-def _aged(link: LinkCapacity, bounds: StaleBounds) -> LinkCapacity:
-    def aged(reading: Reading) -> Reading:
-        if isinstance(reading, Unknown):
-            return reading
-        return fresh(reading.value, reading.age_seconds, bounds.links, reading.source)
-
-    return link.model_copy(
-        update={
-            "round_trip_seconds": aged(link.round_trip_seconds),
-            "bandwidth_bytes_per_second": aged(link.bandwidth_bytes_per_second),
-        }
-    )
+    sites = {node.name: node.site for node in nodes}
+    stale: list[LinkCapacity] = []
+    current: list[LinkCapacity] = []
+    for link in measured:
+        both = (link.round_trip_seconds, link.bandwidth_bytes_per_second)
+        (stale if all(map(is_stale, both)) else current).append(link)
+    found = estimate(sites, current)
+    covers = covered(found, sites)
+    left = tuple(link for link in stale if not covers(link.from_node, link.to_node))
+    return replace(found, links=(*found.links, *left))
 
 
 def _links(nodes: set[str], said: Mapping[str, Said], bounds: StaleBounds) -> tuple[LinkCapacity, ...]:
-    """Every ordered pair that an agent tells of, as it was measured, however long ago.
+    """Every ordered pair that an agent tells of, measured; what nobody measured is to be estimated from these.
 
     A peer that no agent speaks for and the inventory does not have is no node: hearsay makes none.
     """
@@ -177,9 +168,9 @@ def _links(nodes: set[str], said: Mapping[str, Said], bounds: StaleBounds) -> tu
 
 def _link(name: str, peer: str, agent: Agent) -> LinkCapacity:
     trip, high = agent.link(s.LINK_MEDIAN, peer), agent.link(s.LINK_P95, peer)
-    band = agent.link(s.LINK_BANDWIDTH, peer)
     if isinstance(trip, Known) and isinstance(high, Known) and high.value < trip.value:
         trip = unknown(f"{s.LINK_P95.name} is below the median")
+    band = agent.link(s.LINK_BANDWIDTH, peer)
     if agent.problem is None and not (agent.has(s.LINK_MEDIAN, peer) or agent.has(s.LINK_BANDWIDTH, peer)):
         trip = band = unknown("it was probed in vain")
     return LinkCapacity(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from splitinfer.profiler.exporter import Published
 from splitinfer.profiler.link_schedule import Peer
 from splitinfer.profiler.link_times import LinkTimes
+from splitinfer.profiler.live_links import LiveTimes
 from splitinfer.profiler.speeds import ProbeResult
 from splitinfer.profiler.state import AgentState
 from splitinfer.profiler.targets import ProbeTarget, Targets, TargetsError
@@ -45,7 +46,7 @@ class Ports:
         probe: one block; what was found or why not, and the CPU seconds it took.
         measure: one link; what it sends it says as it goes. Raises LinkProbeError.
         link_bytes: that one such measurement sends at most.
-        live: readings of links from traffic that flows anyway.
+        live: by peer, what traffic that flows anyway tells of its link.
     """
 
     clock: Callable[[], float]
@@ -59,7 +60,7 @@ class Ports:
     probe: Callable[[ProbeTarget], Awaitable[tuple[ProbeResult | str, float]]]
     measure: Callable[[str, Callable[[int], None]], Awaitable[LinkTimes]]
     link_bytes: int
-    live: Callable[[Mapping[str, Peer]], Mapping[str, LinkTimes]] = lambda _peers: {}
+    live: Callable[[Mapping[str, Peer]], Mapping[str, LiveTimes]] = lambda _peers: {}
 
 
 class Board:

@@ -101,6 +101,8 @@ class AgentCollector(Collector):
         for peer, link in state.links.items():
             labels = (peer,)
             yield names.LINK_AGE, labels, now - link.at
+            if link.times is None:
+                continue  # tried and in vain, which a reader must not take for never tried
             yield names.LINK_MEDIAN, labels, link.times.round_trip_median_seconds
             yield names.LINK_P95, labels, link.times.round_trip_p95_seconds
             yield names.LINK_BANDWIDTH, labels, link.times.bandwidth_bytes_per_second

@@ -10,13 +10,13 @@ MIN_SAMPLES there is none: the pair stays unknown.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from splitinfer.optimizer.access import NodeAccess
-from splitinfer.optimizer.capacity import MAX_NODES, LinkCapacity, SiteLink
+from splitinfer.optimizer.capacity import LinkCapacity, SiteLink
 from splitinfer.optimizer.values import Known, Unknown
 from splitinfer.profiler.coordinates import embed
 from splitinfer.profiler.link_fit import Floats, Ints, Samples, fit_bandwidths, fit_round_trips
@@ -58,10 +58,8 @@ def estimate(
         seed: of where positions begin; the same input and seed give the same estimates.
 
     Raises:
-        ValueError: more nodes than a snapshot may have, or a link that ends at none of them.
+        ValueError: a link that ends at none of the nodes. How many nodes there may be, the snapshot says.
     """
-    if len(sites) > MAX_NODES:
-        raise ValueError(f"sites: {len(sites):,} nodes, at most {MAX_NODES:,}")
     for link in links:
         for end in (link.from_node, link.to_node):
             if end not in sites:
@@ -70,6 +68,24 @@ def estimate(
     if len({(link.from_node, link.to_node) for link in kept}) == len(sites) * (len(sites) - 1):
         return Estimates(kept)
     return _estimates(sites, kept, seed)
+
+
+def covered(found: Estimates, sites: Mapping[str, str | None]) -> Callable[[str, str], bool]:
+    """Whether an estimate stands for the link from one node to another, were it not measured."""
+    pairs = {(each.from_site, each.to_site) for each in found.site_links}
+    placed = {
+        each.node: each.position_seconds is not None
+        for each in found.access
+        if isinstance(each.round_trip_seconds, Known)
+    }
+
+    def covers(a: str, b: str) -> bool:
+        if a not in placed or b not in placed:
+            return False
+        apart = sites[a] is None or sites[a] != sites[b]
+        return (sites[a], sites[b]) in pairs or (apart and placed[a] and placed[b])
+
+    return covers
 
 
 def _is_stale(link: LinkCapacity, bound: float) -> bool:

@@ -22,6 +22,11 @@ class Pace:
     every: int
     fresh_rounds: int
 
+    @property
+    def keep(self) -> int:
+        """Links that are kept measured: each is probed again before its reading is stale."""
+        return self.most * (self.fresh_rounds - 1)
+
 
 def pace(bytes_per_hour: float, probe_bytes: int, interval: float, fresh_seconds: float) -> Pace | None:
     """What a budget allows for ever; None where it allows nothing.

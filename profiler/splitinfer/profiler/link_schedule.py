@@ -18,11 +18,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
-KEEP = 80
-"""Links that a node keeps measured where nothing else is said: a probe of a megabyte each ten seconds is 400 MB per hour, and
-makes 90 in the fifteen minutes that a reading is fresh."""
-MARGIN = 0.9
-"""Part of what the budget allows that is planned with: rounds take longer when a peer does not answer."""
 SITE_SAMPLES = 3
 """Links probed between two sites, in each direction, where the budget allows."""
 PAIRS_SHARE = 0.75
@@ -42,27 +37,13 @@ class Peer:
     site: str | None = None
 
 
-def links_to_keep(bytes_per_hour: float, bytes_per_probe: float, fresh_seconds: float) -> int:
-    """How many links a budget keeps measured, each again before its reading is stale after ``fresh_seconds``.
-
-    Raises:
-        ValueError: a negative budget, or a probe or a time that is not above zero.
-    """
-    if bytes_per_hour < 0:
-        raise ValueError(f"bytes_per_hour: must be at least 0, not {bytes_per_hour}")
-    for name, value in (("bytes_per_probe", bytes_per_probe), ("fresh_seconds", fresh_seconds)):
-        if value <= 0:
-            raise ValueError(f"{name}: must be above 0, not {value}")
-    return int(MARGIN * bytes_per_hour / 3600 * fresh_seconds / bytes_per_probe)
-
-
 def peers_to_probe(
     node: str,
     peers: Mapping[str, Peer],
     ages_seconds: Mapping[str, float],
     round_number: int,
     most: int,
-    keep: int = KEEP,
+    keep: int,
 ) -> tuple[str, ...]:
     """The peers that ``node`` probes in this round, at most ``most``: of its sample, those that wait longest.
 
@@ -75,7 +56,7 @@ def peers_to_probe(
             since live traffic last gave a reading.
         round_number: how many rounds there were before: of peers that wait alike, each round begins with others.
         most: links that the budget of this round allows.
-        keep: links that the budget keeps measured (`links_to_keep`).
+        keep: links that the budget keeps measured (`splitinfer.profiler.link_pace`).
 
     Raises:
         ValueError: a negative ``round_number``, ``most`` or ``keep``.

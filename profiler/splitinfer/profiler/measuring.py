@@ -7,9 +7,10 @@ from dataclasses import replace
 from splitinfer.profiler.ages import StaleBounds
 from splitinfer.profiler.board import Board
 from splitinfer.profiler.budget import budget
-from splitinfer.profiler.link_pace import Pace, pace
-from splitinfer.profiler.link_schedule import peers_to_probe, sample
+from splitinfer.profiler.link_pace import pace
+from splitinfer.profiler.link_schedule import peers_to_probe
 from splitinfer.profiler.links import LinkProbeError
+from splitinfer.profiler.live_window import with_live
 from splitinfer.profiler.rounds import due, refusal
 from splitinfer.profiler.speeds import ProbeError, ProbeResult, speeds_of
 from splitinfer.profiler.state import LinkReading, ProbeReading
@@ -30,14 +31,11 @@ class Measurer:
         self._round = 0
         settings = board.settings
         self._link_budget = budget(settings.link_budget, now)
-        self._pace = pace(
-            settings.link_budget, board.ports.link_bytes, settings.interval, StaleBounds().links
-        )
-        self._links_due = 0
-        """The round in which links are probed next."""
-        self._link_rounds = 0
-        self._asked: set[str] = set()
-        """Peers that were probed, in vain or not."""
+        paced = pace(settings.link_budget, board.ports.link_bytes, settings.interval, StaleBounds().links)
+        self._keep = 1 if paced is None else paced.keep
+        """Links of the sample; one at the least: better stale for a while than never known."""
+        self._asked: dict[str, float] = {}
+        """When each link was last probed, in vain or not."""
         self._probe_budget = budget(settings.probe_budget, now)
         self._tried: dict[ProbeTarget, float] = {}
         self._cost: dict[ProbeTarget, float] = {}
@@ -50,38 +48,28 @@ class Measurer:
         self._round += 1
 
     async def _links(self) -> None:
-        """A round of links when it is time, and more at once while some were never asked: a new agent knows none."""
-        board, now = self._board, self._board.ports.clock()
+        """As many as the budget has bytes for: the longest waiting ones of those that it can keep fresh."""
+        board, now, size = self._board, self._board.ports.clock(), self._board.ports.link_bytes
         peers = board.targets.peers_of()
-        self._asked = {peer for peer in self._asked if peer in peers}
-        for peer, times in board.ports.live(peers).items():
-            board.put(board.state.with_link(peer, LinkReading(now, times, live=True)))
+        self._asked = {peer: at for peer, at in self._asked.items() if peer in peers}
+        for peer, live in board.ports.live(peers).items():
+            if (reading := board.state.links.get(peer)) is not None:
+                board.put(board.state.with_link(peer, with_live(reading, live, now)))
         self._link_budget = self._link_budget.until(now)
-        if self._pace is None:
+        if not self._link_budget.allows(size):
             return
-        wheel = sample(board.settings.node, peers, self._pace.most * (self._pace.fresh_rounds - 1))
-        while self._link_budget.allows(self._pace.most * board.ports.link_bytes):
-            if self._round < self._links_due and self._asked.issuperset(wheel):
-                return
-            self._links_due = self._round + self._pace.every
-            await self._link_round(self._pace)
-
-    async def _link_round(self, pace: Pace) -> None:
-        board, node = self._board, self._board.settings.node
-        peers, now = board.targets.peers_of(), board.ports.clock()
-        ages = {peer: now - link.at for peer, link in board.state.links.items()}
-        asked = peers_to_probe(node, peers, ages, self._link_rounds, pace.most, pace.fresh_rounds)
-        self._link_rounds += 1
-        for peer in asked:
-            reading = None
+        most = max(1, int(self._link_budget.left // size))
+        ages = {peer: now - at for peer, at in self._asked.items()}
+        for peer in peers_to_probe(board.settings.node, peers, ages, self._round, most, self._keep):
             try:
                 times = await board.ports.measure(peers[peer].address, self._sent)
                 reading = LinkReading(board.ports.clock(), times)
                 board.say(f"link {peer}", None)
             except LinkProbeError as error:
+                reading = LinkReading(board.ports.clock(), None)
                 board.count(link_errors=1)
                 board.say(f"link {peer}", f"link to {peer}: {error}")
-            self._asked.add(peer)
+            self._asked[peer] = board.ports.clock()
             if peer in board.targets.peers:  # it may have left meanwhile
                 board.put(board.state.with_link(peer, reading))
 

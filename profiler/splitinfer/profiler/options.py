@@ -14,7 +14,7 @@ PROBE_INTERVAL_SECONDS = 60.0
 PROBE_BUDGET_CPU_SECONDS = 60.0
 SERVING_THRESHOLD = 0.05
 LINK_BUDGET_BYTES = 400e6
-"""Per hour, which is 0.9 Mbit/s: one link in 30 seconds at the least, and more at once when an agent is new."""
+"""Per hour, which is 0.9 Mbit/s: a fast link each 24 seconds, a slow one more often, and more at once when an agent is new."""
 
 
 def parser() -> argparse.ArgumentParser:

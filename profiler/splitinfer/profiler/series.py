@@ -141,7 +141,11 @@ PROBE_CALIBRATION_AGE = Series(
 )
 
 # Of one ordered pair of nodes; exported by the node that it starts at.
-LINK_AGE = Series("splitinfer_link_age_seconds", "Age of the link's readings", LINK_LABELS)
+LINK_AGE = Series(
+    "splitinfer_link_age_seconds",
+    "Age of the link's newest probe or live reading; alone, the probe was in vain",
+    LINK_LABELS,
+)
 LINK_MEDIAN = Series("splitinfer_link_round_trip_median_seconds", "Median round trip", LINK_LABELS)
 LINK_P95 = Series("splitinfer_link_round_trip_p95_seconds", "95th percentile of the round trip", LINK_LABELS)
 LINK_BANDWIDTH = Series("splitinfer_link_bandwidth_bytes_per_second", "Achievable bandwidth", LINK_LABELS)

@@ -42,10 +42,10 @@ class ProbeReading:
 
 @dataclass(frozen=True, slots=True)
 class LinkReading:
-    """One link from this node."""
+    """One link from this node; without ``times`` it was probed in vain."""
 
     at: float
-    times: LinkTimes
+    times: LinkTimes | None
     live: bool = False
 
 
@@ -79,10 +79,9 @@ class AgentState:
         """A probe in place of the last one of its target, whose calibration it ends."""
         return replace(self, probes={**self.probes, target: reading})
 
-    def with_link(self, peer: str, reading: LinkReading | None) -> AgentState:
-        """A newer reading of a link; None: it was probed in vain, so that what was known of it is known no more."""
-        others = {name: link for name, link in self.links.items() if name != peer}
-        return replace(self, links=others if reading is None else {**others, peer: reading})
+    def with_link(self, peer: str, reading: LinkReading) -> AgentState:
+        """A newer reading of a link, also where it says that what was known of it is known no more."""
+        return replace(self, links={**self.links, peer: reading})
 
     def only(self, probes: frozenset[ProbeTarget], peers: frozenset[str]) -> AgentState:
         """Without what has left the targets."""

@@ -17,26 +17,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import mmap
 import sys
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from math import ceil, prod
 from pathlib import Path
 from statistics import median
 
 import numpy as np
-from numpy.typing import NDArray
 
 from splitinfer.optimizer.dtypes import activation_of
 from splitinfer.segment_runtime.cpu_options import add_thread_options, threads_of
 from splitinfer.segment_runtime.engine.cpu import largest_cache_bytes
 from splitinfer.segment_runtime.engine.factory import create_engine
-from splitinfer.segment_runtime.engine.port import Engine, EngineError, LoadedRange, SessionRows
+from splitinfer.segment_runtime.engine.port import Engine, EngineError, KvBlob, LoadedRange, SessionRows
 from splitinfer.segment_runtime.engine.threads import cpu_quota
 from splitinfer.segment_runtime.probe_frames import frame_times
+from splitinfer.segment_runtime.probe_memory import FLUSH_BYTES, Memory, Timer, flush_bytes
 from splitinfer.segment_runtime.store.errors import StoreError
 from splitinfer.segment_runtime.store.index import ModelIndex, block_unit
 from splitinfer.segment_runtime.store.reader import NUMPY_DTYPES, ModelStore, StoredModel
@@ -45,30 +43,8 @@ CONTEXT = 128
 """Tokens in the cache of a session that decodes."""
 ROWS = 8
 """Sessions of the larger decode step."""
-MOST_BLOCKS = 6
+MOST_BLOCKS = 4
 """Of the larger range: what a probe takes is bounded."""
-FLUSH_BYTES = 96 << 20
-"""Read to empty the caches where the machine does not say how large they are."""
-
-
-@dataclass(frozen=True, slots=True)
-class Timer:
-    """How a step is timed: by which clock, and which of the repeats counts."""
-
-    clock: Callable[[], float]
-    pick: Callable[[Sequence[float]], float]
-    more: int = 1
-    """So many times as often where the shortest counts: one that nobody disturbed must be among them."""
-
-    def seconds(self, work: Callable[[], object]) -> float:
-        """Of one run."""
-        began = self.clock()
-        work()
-        return self.clock() - began
-
-    def best(self, work: Callable[[], object], repeats: int) -> float:
-        """Of so many runs, after one that warms."""
-        return self.pick([self.seconds(work) for _ in range(repeats + 1)][1:])
 
 
 def timer_of(device: str, threads: int) -> Timer:
@@ -126,38 +102,6 @@ class Probe:
     times: tuple[BlockTimes, BlockTimes]
 
 
-class Memory:
-    """A buffer larger than the caches."""
-
-    def __init__(self, threads: int, nbytes: int) -> None:
-        self._parts: Sequence[NDArray[np.float32]] = np.array_split(_resident(nbytes), threads)
-        self._nbytes = nbytes
-        self._pool = None if threads == 1 else ThreadPoolExecutor(threads)
-
-    def read(self) -> None:
-        """All of it, by all threads; numpy lets go of the interpreter while it sums."""
-        for _ in map(np.sum, self._parts) if self._pool is None else self._pool.map(np.sum, self._parts):
-            pass
-
-    def bytes_per_second(self, repeats: int, timer: Timer) -> float:
-        """Achieved when it is read."""
-        return self._nbytes / timer.best(self.read, repeats)
-
-
-def _resident(nbytes: int) -> NDArray[np.float32]:
-    """Values whose pages are there: asked for at once, a tenth of a second sooner than by touching huge pages."""
-    if not hasattr(mmap, "MAP_POPULATE"):  # not on Linux
-        return np.ones(nbytes // 4, np.float32)
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-    return np.frombuffer(mmap.mmap(-1, nbytes, flags=flags), np.float32)
-
-
-def flush_bytes() -> int:
-    """Enough to empty the caches: half as much again as the largest, in bounds that keep a probe cheap."""
-    cache = largest_cache_bytes()
-    return FLUSH_BYTES if cache is None else min(max(cache * 3 // 2, 32 << 20), 256 << 20)
-
-
 def lever(blocks: int, weight_bytes: int, cache_bytes: int | None) -> int:
     """Blocks of the larger range: their weights do not fit into the caches, and a disturbed step counts for a part only.
 
@@ -196,7 +140,8 @@ def measure(engine: Engine, model: StoredModel, dtype: str, repeats: int, timer:
     activation = activation_of(dtype)  # type: ignore[arg-type]  # checked by the engine, which loaded it
     frame, frame_rate = frame_times(model.index.hidden_size, activation, 2 * repeats, memory.read)
     matrices, attention = block_flops(model.index)
-    one, two = (_times(loaded, model, dtype, memory, repeats, timer) for loaded in ranges)
+    one, context = _times(first, model, dtype, memory, repeats, timer)
+    two, _ = _times(ranges[1], model, dtype, memory, repeats, timer, context)
     return Probe(
         model_digest=model.digest,
         dtype=dtype,
@@ -220,10 +165,22 @@ def measure(engine: Engine, model: StoredModel, dtype: str, repeats: int, timer:
 
 
 def _times(
-    loaded: LoadedRange, model: StoredModel, dtype: str, memory: Memory, repeats: int, timer: Timer
-) -> BlockTimes:
+    loaded: LoadedRange,
+    model: StoredModel,
+    dtype: str,
+    memory: Memory,
+    repeats: int,
+    timer: Timer,
+    context: KvBlob | None = None,
+) -> tuple[BlockTimes, KvBlob]:
+    """The times of a range, and the KV of a chunk in it.
+
+    With the ``context`` of one block every block gets that: what is in it takes no part of the time, and a chunk through
+    a large range is the dearest step of all, so that it is made no more often than it is timed.
+    """
     kind = NUMPY_DTYPES[activation_of(dtype)]  # type: ignore[arg-type]  # checked by the engine, which loaded it
     rows = np.random.default_rng(0).standard_normal((CONTEXT, model.index.hidden_size)).astype(kind)
+    blocks = loaded.stop - loaded.start
     chunks = min(ROWS, max(2, repeats // 2) + 1)
 
     def timed(batch: Sequence[SessionRows]) -> float:
@@ -231,12 +188,8 @@ def _times(
         count = sum(part.count for part in batch)
         return timer.seconds(lambda: loaded.step(rows[:count], batch))
 
-    for session in range(ROWS):
-        loaded.open(session, CONTEXT + (repeats + 1) + chunks)  # what is decoded below
-    prefill = [timed([SessionRows(session, 0, CONTEXT)]) for session in range(chunks)]
-    context = loaded.export_kv(0, 0, CONTEXT)
-    for session in range(chunks, ROWS):
-        loaded.import_kv(session, context)  # a chunk more would cost ten times as much
+    def prefill(sessions: Iterable[int]) -> list[float]:
+        return [timed([SessionRows(session, 0, CONTEXT)]) for session in sessions]
 
     def decode(sessions: int, repeats: int) -> float:
         taken = [
@@ -245,8 +198,17 @@ def _times(
         ]
         return timer.pick(taken[1:])  # the first warms
 
+    for session in range(ROWS + timer.more):
+        loaded.open(session, CONTEXT + (repeats + 1) + chunks)  # what is decoded below
+    given = context is not None
+    chunk = 0.0 if given else timer.pick(prefill(range(chunks))[1:])
+    kv = loaded.export_kv(0, 0, CONTEXT) if context is None else replace(context, data=context.data * blocks)
+    for session in range(0 if given else chunks, ROWS):
+        loaded.import_kv(session, kv)
     one, many = decode(1, repeats), decode(ROWS, chunks - 1)
-    return BlockTimes(loaded.stop - loaded.start, one, many, timer.pick(prefill[1:]))
+    if given:
+        chunk = timer.pick(prefill(range(ROWS, ROWS + timer.more)))  # the steps before have warmed
+    return BlockTimes(blocks, one, many, chunk), kv
 
 
 def parser() -> argparse.ArgumentParser:

@@ -158,10 +158,7 @@ def test_what_is_stale_or_of_another_model_is_named(
     [
         (("--prometheus", "ftp://x"), "--prometheus: http://HOST:PORT or https://HOST:PORT is asked for"),
         (("--prometheus", "http://u:p@x:1"), "--prometheus: a password in it"),
-        (
-            ("--prometheus-config", "c.yaml"),
-            "--prometheus-config: is of --prometheus; without it this machine is measured",
-        ),
+        (("--prometheus-config", "c.yaml"), "--prometheus-config: is of --prometheus; "),
         (("--prometheus", "http://x:1", "--nodes", "2"), "--nodes: is of measuring this machine"),
         (
             ("--prometheus", "http://x:1", "--prometheus-config", "no.yaml"),

@@ -13,7 +13,7 @@ MIB = 1 << 20
 @pytest.mark.parametrize(
     ("blocks", "weights", "cache", "expected"),
     [
-        (30, 14 * MIB, 32 * MIB, 5),  # 70 MiB, twice the cache
+        (30, 24 * MIB, 32 * MIB, 3),  # 72 MiB, twice the cache
         (30, 400 * MIB, 32 * MIB, 2),  # one alone is more than the cache; a difference takes two
         (30, MIB, 32 * MIB, MOST_BLOCKS),  # a toy
         (3, MIB, 32 * MIB, 3),  # all that the model has

@@ -52,6 +52,14 @@ def test_everything_that_is_named_is_exported_as_it_is_named() -> None:
     assert found == {s.name: (s.help, s.kind, frozenset(s.labels)) for s in AGENT_SERIES}
 
 
+def test_a_link_that_was_probed_in_vain_has_an_age_and_nothing_else() -> None:
+    """So a reader can tell it from one that nobody tried, which it would estimate."""
+    found = exported(scraped(FULL.with_link("peer", LinkReading(99.0, None))))
+    assert {name: value for name, value in found.items() if "peer=" in name} == {
+        'splitinfer_link_age_seconds{node="me",peer="peer"}': 1.0
+    }
+
+
 def test_values_and_ages() -> None:
     """In base units; the speeds are those of `speeds_of`, and every age is that of its own reading."""
     found, speeds = exported(scraped(FULL)), speeds_of(probe_result())

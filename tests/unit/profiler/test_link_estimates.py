@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitinfer.optimizer.capacity import MAX_NODES, CapacitySnapshot, LinkCapacity, NodeCapacity
+from splitinfer.optimizer.capacity import CapacitySnapshot, LinkCapacity, NodeCapacity
 from splitinfer.optimizer.example import tiny_question
 from splitinfer.optimizer.links import link_matrices
 from splitinfer.optimizer.question import Question
 from splitinfer.optimizer.values import Known, Unknown
-from splitinfer.profiler.link_estimates import MIN_SAMPLES, Estimates, estimate
+from splitinfer.profiler.link_estimates import MIN_SAMPLES, Estimates, covered, estimate
 
 Pair = tuple[str, str]
 
@@ -263,9 +263,20 @@ def test_any_links_give_a_snapshot_that_has_nothing_from_nothing(
         assert min(seen[a], seen[b]) >= MIN_SAMPLES
 
 
-def test_too_many_nodes_and_links_of_strangers_are_refused() -> None:
-    """By what is wrong."""
-    with pytest.raises(ValueError, match="nodes, at most"):
-        estimate({f"n{i}": None for i in range(MAX_NODES + 1)}, [])
+def test_links_of_strangers_are_refused() -> None:
+    """By name."""
     with pytest.raises(ValueError, match="no node 'z'"):
         estimate({"a": None, "b": None}, [link(("a", "z"))])
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_what_is_covered_is_what_the_optimizer_would_use(named: bool) -> None:
+    """The same answer as the matrices give, pair by pair, with a site that nobody looked into."""
+    world = World(0)
+    known = [pair for pair in world.some(2) if {world.sites[name] for name in pair} != {"z"}]
+    sites = world.sites if named else dict.fromkeys(world.sites)
+    found = estimate(sites, world.links(known))
+    covers = covered(found, sites)
+    _, bands = matrices(sites, found)
+    rest = set(itertools.permutations(sites, 2)) - set(known)
+    assert {pair for pair in rest if covers(*pair)} == set(bands) & rest

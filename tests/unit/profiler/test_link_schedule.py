@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitinfer.profiler.link_schedule import SITE_SAMPLES, Peer, links_to_keep, peers_to_probe, sample
+from splitinfer.profiler.link_schedule import SITE_SAMPLES, Peer, peers_to_probe, sample
 
 
 def network(nodes: int, sites: int | None) -> dict[str, Peer]:
@@ -60,18 +60,9 @@ def test_a_link_waits_for_the_rest_of_the_sample_and_no_longer(
 def test_who_never_answers_does_not_get_every_turn_and_live_traffic_needs_none() -> None:
     """What counts is when a peer was last asked or heard, not whether there is a reading."""
     peers = network(4, None)
-    assert peers_to_probe("n0000", peers, {"n0001": 0.0, "n0002": 50.0, "n0003": 20.0}, 0, 1) == ("n0002",)
-    assert peers_to_probe("n0000", peers, {"n0001": 90.0, "n0002": 0.0, "n0003": 20.0}, 1, 1) == ("n0001",)
-    assert peers_to_probe("n0000", peers, {"n0001": 90.0, "n0002": 0.0}, 2, 1) == ("n0003",), "never asked"
-
-
-def test_a_budget_keeps_as_many_links_as_it_can_measure_again_in_time() -> None:
-    """400 MB per hour are 90 probes of 1.1 MB in a quarter of an hour, and a tenth is left for what goes wrong."""
-    assert links_to_keep(400e6, 1e6, 900.0) == 90
-    assert links_to_keep(0, 1e6, 900.0) == 0
-    for bad in ((-1, 1, 1), (1, 0, 1), (1, 1, 0)):
-        with pytest.raises(ValueError, match="must be"):
-            links_to_keep(*bad)
+    assert peers_to_probe("n0000", peers, {"n0001": 0.0, "n0002": 50.0, "n0003": 20.0}, 0, 1, 9) == ("n0002",)
+    assert peers_to_probe("n0000", peers, {"n0001": 90.0, "n0002": 0.0, "n0003": 20.0}, 1, 1, 9) == ("n0001",)
+    assert peers_to_probe("n0000", peers, {"n0001": 90.0, "n0002": 0.0}, 2, 1, 9) == ("n0003",), "never asked"
 
 
 @pytest.mark.parametrize("nodes", [2, 7, 12, 20])
@@ -150,8 +141,8 @@ def test_a_node_that_comes_changes_few_pairs() -> None:
 @pytest.mark.parametrize(("most", "expected"), [(0, 0), (50, 1)])
 def test_no_budget_probes_nothing_and_too_much_of_one_no_more_than_there_is(most: int, expected: int) -> None:
     """Both ends of ``most``."""
-    assert len(peers_to_probe("n0000", network(2, None), {}, 0, most)) == expected
-    assert peers_to_probe("n0000", {}, {}, 0, 5) == ()
+    assert len(peers_to_probe("n0000", network(2, None), {}, 0, most, 9)) == expected
+    assert peers_to_probe("n0000", {}, {}, 0, 5, 9) == ()
 
 
 @pytest.mark.parametrize("name", ["round_number", "most", "keep"])

@@ -63,12 +63,10 @@ def test_round_trips_that_disagree_with_the_least_are_left_out() -> None:
 
 @given(st.lists(st.floats(1e-5, 1.0), min_size=1, max_size=30), st.floats(1e-5, 0.5))
 def test_a_round_trip_is_within_a_fifth_of_what_the_kernel_says(trips: list[float], least: float) -> None:
-    """Whatever the kernel smooths, it is that near to the least and to a smoothed one, or unknown; 0.1 ms do not matter."""
+    """Whatever it smooths: of the least round trip, unless it is unknown; 0.2 ms do not matter."""
     base = replace(BASE, least_round_trip_seconds=least)
     found = live_links(looks(*trips, base=base), PEERS)["b"].round_trip_median_seconds
-    near = [abs(found - trip) <= max(0.2 * trip, 1.1e-4) for trip in (least, *trips)] if found else [True] * 2
-    assert near[0]
-    assert any(near[1:])
+    assert found is None or abs(found - least) <= max(0.2 * least, 2e-4)
 
 
 def test_a_filled_link_tells_its_bandwidth() -> None:

@@ -7,7 +7,6 @@ import time
 import pytest
 
 from splitinfer.profiler.exporter import Published
-from splitinfer.profiler.link_pace import Pace, pace
 from splitinfer.profiler.series import HOST_SERIES, PHASES
 from splitinfer.profiler.state import AgentState
 from splitinfer.profiler.targets import PeerTarget, ProbeTarget, Targets, TargetsError
@@ -108,13 +107,13 @@ def stepping(now: float) -> str:
     return "process_cpu_seconds_total 3\n" + "".join(lines)
 
 
-@pytest.mark.parametrize(("busy", "expected"), [(0.0, 2.0), (2.0, 2.0 * 2 / 3)])
+@pytest.mark.parametrize(("busy", "expected"), [(0.0, 2.0), (2.0, 2.0 / 2)])
 async def test_live_steps_calibrate_the_probe(published: Published, busy: float, expected: float) -> None:
     """Steps of twice what the probe predicts (a block of 1.5 ms and 0.5 ms for the step), less what others slow them."""
     world = World(targets=[Targets(serving=(URL,), probes=(PROBE,))], busy=0.0)
     world.metrics[URL] = stepping
     await world.run(14.0, published)  # the probe
-    world.busy = busy  # two threads of others and one of ours, on two CPUs: two thirds are left
+    world.busy = busy  # two threads of others and one of ours, on two CPUs: half is left
     world.targets = [Targets(serving=(URL,), probes=(PROBE,))]
     state = await world.run(45.0, published, probe_interval=1000.0, serving_threshold=0.0)
     assert state.probes[PROBE].calibration.ratio(world.now) == pytest.approx(expected, rel=0.03)
@@ -136,13 +135,16 @@ async def test_a_few_links_are_all_probed_in_the_first_round(published: Publishe
     world = World(targets=[Targets(peers={**peers, "me": PeerTarget(address="h:99")})])
     world.links = {f"h:{i + 1}": TIMES for i in range(5)}
     state = await world.run(5.0, published)
-    assert sorted(state.links) == ["n0", "n1", "n2", "n3", "n4"]
+    assert {name: link.times for name, link in state.links.items()} == {
+        **{f"n{i}": TIMES for i in range(5)},
+        "n5": None,
+    }
     assert sorted(address for _, address in world.asked) == [f"h:{i + 1}" for i in range(6)]
     assert (state.counts.link_errors, state.counts.link_bytes) == (1, 5_000_000)
 
 
 async def test_a_peer_that_goes_is_unknown_and_gets_no_turn_of_others(published: Published) -> None:
-    """A link that fails is dropped when it does; and it waits for its next turn as all do."""
+    """A link that fails says so when it does; and it waits for its next turn as all do."""
     peers = {f"n{i}": PeerTarget(address=f"h:{i + 1}") for i in range(4)}
     world = World(targets=[Targets(peers=peers)], links={f"h:{i + 1}": TIMES for i in range(4)})
     await world.run(5.0, published, link_budget=40e6)
@@ -150,9 +152,10 @@ async def test_a_peer_that_goes_is_unknown_and_gets_no_turn_of_others(published:
     world.asked.clear()
     world.targets = [Targets(peers=peers)]
     state = await world.run(900.0, published, link_budget=40e6)  # four at once, then one in 100 s
-    assert set(state.links) == {"n1", "n2", "n3"}
+    assert {name for name, link in state.links.items() if link.times is None} == {"n0"}
+    assert set(state.links) == {"n0", "n1", "n2", "n3"}
     turns = [address for _, address in world.asked]
-    assert 12 <= len(turns) <= 14
+    assert len(turns) <= 4 + 9 * 4 / 3 + 1  # who does not answer costs nothing
     assert max(map(turns.count, turns)) - min(map(turns.count, turns)) <= 1
 
 
@@ -163,27 +166,10 @@ async def test_the_link_budget_bounds_an_hour(published: Published) -> None:
     await world.run(3600.0, published, link_budget=100e6, interval=30.0)
     assert 60 <= len(world.asked) <= 100
     turns = [address for _, address in world.asked]
-    assert (
-        len([at for at, _ in world.asked if at < 1002.0]) == 10
-    )  # a tenth of the budget, of a megabyte each
-    assert len({*turns}) == 14  # one in two rounds, and stale after 15 minutes
+    at_once = [address for at, address in world.asked if at < 1002.0]
+    assert len(at_once) == 10  # a tenth of the budget, of a megabyte each
+    assert len({*turns}) == 14  # each again before it is stale
     assert max(map(turns.count, turns)) - min(map(turns.count, turns)) <= 1
-
-
-@pytest.mark.parametrize(
-    ("hour", "interval", "expected"),
-    [
-        (400e6, 10.0, Pace(1, 1, 90)),  # a megabyte in each round
-        (800e6, 10.0, Pace(2, 1, 90)),
-        (100e6, 10.0, Pace(1, 4, 22)),
-        (300e6, 10.0, Pace(1, 2, 45)),  # 0.75 links in a round: the rest is left over
-        (1.0, 10.0, Pace(1, 400_000_000, 2)),
-    ],
-)
-def test_the_pace_is_what_the_budget_allows_for_ever(hour: float, interval: float, expected: Pace) -> None:
-    """Nine tenths of it: the rest is what a new agent spends at once. The same number of links in each round."""
-    assert pace(hour, 1_000_000, interval, 900.0) == expected
-    assert expected.most * 1_000_000 * 3600 / (expected.every * interval) <= hour
 
 
 async def test_a_budget_of_nothing_probes_no_link(published: Published) -> None:
