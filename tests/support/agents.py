@@ -31,15 +31,14 @@ def probe_result(**changes: object) -> ProbeResult:
         "weight_bytes": 14_000_000,
         "kv_bytes_per_token": 1536,
         "context_tokens": 128,
-        "rows": 8,
         "prefill_flops_per_token": 7e6,
         "decode_flops_per_token": 7.2e6,
         "memory_bytes_per_second": 1e10,
         "frame_seconds": 1e-5,
         "frame_bytes_per_second": 2e9,
         "times": (
-            BlockTimes(blocks=1, decode_one=0.002, decode_many=0.003, prefill=0.016),
-            BlockTimes(blocks=2, decode_one=0.0035, decode_many=0.005, prefill=0.031),
+            BlockTimes(blocks=1, decode_one=0.002, prefill=0.016),
+            BlockTimes(blocks=2, decode_one=0.0035, prefill=0.031),
         ),
     }
     return ProbeResult.model_validate(values | changes)

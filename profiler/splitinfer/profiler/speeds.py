@@ -39,7 +39,6 @@ class BlockTimes(BaseModel):
 
     blocks: Count
     decode_one: Seconds
-    decode_many: Seconds
     prefill: Seconds
 
 
@@ -56,7 +55,6 @@ class ProbeResult(BaseModel):
     weight_bytes: Count
     kv_bytes_per_token: Count
     context_tokens: Count
-    rows: Count
     prefill_flops_per_token: Annotated[float, Field(gt=0)]
     decode_flops_per_token: Annotated[float, Field(gt=0)]
     memory_bytes_per_second: BytesPerSecond

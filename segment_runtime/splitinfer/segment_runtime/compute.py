@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
-import structlog
-
-log = structlog.get_logger()
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -94,7 +93,7 @@ class ComputeThread:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 job.future.get_loop().call_soon_threadsafe(_settle, job.future, result, error)
         elif error is not None:
-            log.error("a job of the thread failed", thread=self._thread.name, exc_info=error)
+            log.error("a job of the thread %s failed", self._thread.name, exc_info=error)
         # The error's traceback has this frame, and the future has the error: they would keep one another alive.
         del job, error
 

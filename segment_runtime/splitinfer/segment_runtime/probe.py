@@ -41,8 +41,8 @@ from splitinfer.segment_runtime.store.reader import NUMPY_DTYPES, ModelStore, St
 
 CONTEXT = 128
 """Tokens in the cache of a session that decodes."""
-ROWS = 8
-"""Sessions of the larger decode step."""
+MOST_CHUNKS = 8
+"""Prompts that go through the smaller range at most."""
 MOST_BLOCKS = 4
 """Of the larger range: what a probe takes is bounded."""
 
@@ -63,13 +63,11 @@ class BlockTimes:
     Attributes:
         blocks: of the range.
         decode_one: one session's token after `CONTEXT` others.
-        decode_many: `ROWS` sessions' tokens.
         prefill: a chunk of `CONTEXT` tokens.
     """
 
     blocks: int
     decode_one: float
-    decode_many: float
     prefill: float
 
 
@@ -91,7 +89,6 @@ class Probe:
     weight_bytes: int
     kv_bytes_per_token: int
     context_tokens: int
-    rows: int
     prefill_flops_per_token: float
     decode_flops_per_token: float
     memory_bytes_per_second: float
@@ -151,7 +148,6 @@ def measure(engine: Engine, model: StoredModel, dtype: str, repeats: int, timer:
         weight_bytes=first.weight_bytes,
         kv_bytes_per_token=first.kv_bytes_per_token,
         context_tokens=CONTEXT,
-        rows=ROWS,
         # A kernel computes all of a chunk's rectangle and masks it: a token of the prompt looks at as many as one that decodes.
         prefill_flops_per_token=matrices + attention * CONTEXT,
         decode_flops_per_token=matrices + attention * CONTEXT,
@@ -181,7 +177,7 @@ def _times(
     kind = NUMPY_DTYPES[activation_of(dtype)]  # type: ignore[arg-type]  # checked by the engine, which loaded it
     rows = np.random.default_rng(0).standard_normal((CONTEXT, model.index.hidden_size)).astype(kind)
     blocks = loaded.stop - loaded.start
-    chunks = min(ROWS, max(2, repeats // 2) + 1)
+    chunks = min(MOST_CHUNKS, max(2, repeats // 2) + 1)
 
     def timed(batch: Sequence[SessionRows]) -> float:
         memory.read()
@@ -191,24 +187,20 @@ def _times(
     def prefill(sessions: Iterable[int]) -> list[float]:
         return [timed([SessionRows(session, 0, CONTEXT)]) for session in sessions]
 
-    def decode(sessions: int, repeats: int) -> float:
-        taken = [
-            timed([SessionRows(s, loaded.length(s), 1, decode=True) for s in range(sessions)])
-            for _ in range(repeats + 1)
-        ]
+    def decode() -> float:
+        taken = [timed([SessionRows(0, loaded.length(0), 1, decode=True)]) for _ in range(repeats + 1)]
         return timer.pick(taken[1:])  # the first warms
 
-    for session in range(ROWS + timer.more):
-        loaded.open(session, CONTEXT + (repeats + 1) + chunks)  # what is decoded below
-    given = context is not None
-    chunk = 0.0 if given else timer.pick(prefill(range(chunks))[1:])
-    kv = loaded.export_kv(0, 0, CONTEXT) if context is None else replace(context, data=context.data * blocks)
-    for session in range(0 if given else chunks, ROWS):
-        loaded.import_kv(session, kv)
-    one, many = decode(1, repeats), decode(ROWS, chunks - 1)
-    if given:
-        chunk = timer.pick(prefill(range(ROWS, ROWS + timer.more)))  # the steps before have warmed
-    return BlockTimes(blocks, one, many, chunk), kv
+    for session in range(chunks if context is None else 1 + timer.more):
+        loaded.open(session, CONTEXT + repeats + 1)  # what is decoded below
+    if context is None:
+        chunk = timer.pick(prefill(range(chunks))[1:])
+        return BlockTimes(blocks, decode(), chunk), loaded.export_kv(0, 0, CONTEXT)
+    kv = replace(context, data=context.data * blocks)
+    loaded.import_kv(0, kv)
+    one = decode()
+    chunk = timer.pick(prefill(range(1, 1 + timer.more)))  # the steps before have warmed
+    return BlockTimes(blocks, one, chunk), kv
 
 
 def parser() -> argparse.ArgumentParser:

@@ -32,7 +32,6 @@ def probe(
         weight_bytes=WEIGHTS,
         kv_bytes_per_token=KV,
         context_tokens=CONTEXT,
-        rows=ROWS,
         prefill_flops_per_token=FLOPS,
         decode_flops_per_token=FLOPS,
         quota_cpus=quota,
@@ -40,8 +39,8 @@ def probe(
         frame_seconds=FRAME,
         frame_bytes_per_second=2e9,
         times=(
-            BlockTimes(blocks=1, decode_one=one[0], decode_many=one[0], prefill=one[1]),
-            BlockTimes(blocks=2, decode_one=two[0], decode_many=two[0], prefill=two[1]),
+            BlockTimes(blocks=1, decode_one=one[0], prefill=one[1]),
+            BlockTimes(blocks=2, decode_one=two[0], prefill=two[1]),
         ),
     )
 

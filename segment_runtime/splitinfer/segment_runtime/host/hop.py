@@ -6,12 +6,12 @@ will name again are freed at once where the step has none of them, and end the s
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-import structlog
 
 from splitinfer.segment_runtime.engine.port import Array, LoadedRange, StepInterrupted
 from splitinfer.segment_runtime.proto import runtime_pb2 as pb
@@ -29,7 +29,7 @@ from splitinfer.segment_runtime.wire import (
 )
 from splitinfer.segment_runtime.work import StepWork, work_of
 
-log = structlog.get_logger()
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class Hop:
             return self._without_rows(frame, FrameError(pb.ABANDONED, "", str(error)))
         except Exception as error:
             self._end()
-            log.exception("step failed", epoch=frame.epoch, hop=self.expected.hop, step=frame.step)
+            log.exception("step %d of hop %d failed, epoch %d", frame.step, self.expected.hop, frame.epoch)
             # Some blocks may have appended to the KV and some not: these sessions begin anew.
             self.release(piece.rows.session for piece in slices)
             failure = FrameError(pb.COMPUTE_FAILED, "", f"{type(error).__name__}: {error}")
