@@ -23,6 +23,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+DISTURBED = "the node was disturbed, probe again"
+"""How a reason ends that the next probe need not have."""
 Seconds = Annotated[float, Field(gt=0)]
 BytesPerSecond = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -107,9 +109,7 @@ def block_seconds(probe: ProbeResult) -> BlockSeconds:
     decode = (two.decode_one - one.decode_one) / more
     prefill = (two.prefill - one.prefill) / more
     if decode <= 0 or prefill <= 0:
-        raise ProbeError(
-            f"probe: times: {two.blocks} blocks took no longer than {one.blocks}; the node was disturbed, probe again"
-        )
+        raise ProbeError(f"probe: times: {two.blocks} blocks took no longer than {one.blocks}; {DISTURBED}")
     share = _quota_share(probe, probe.threads)
     return BlockSeconds(decode / share, prefill / share)
 

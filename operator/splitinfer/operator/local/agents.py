@@ -29,11 +29,14 @@ from splitinfer.profiler.node_speeds import Asked
 from splitinfer.profiler.reader import read_snapshot
 from splitinfer.profiler.series import PROBE_RUNS
 from splitinfer.profiler.sources import SourceError
+from splitinfer.profiler.speeds import DISTURBED
 
 AGENT = (sys.executable, "-P", "-m", "splitinfer.profiler.agent")
 START_SECONDS = 30.0
 MEASURE_SECONDS = 90.0
 """An agent gives a probe 60 s; a model that is not in the page cache takes a while to be read."""
+PROBE_INTERVAL_SECONDS = 15.0
+"""Between two tries, since somebody waits for the first that is not disturbed; later the budget is what bounds them."""
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 3.0
 KNOWN = Inventory(nodes={MACHINE: Entry(), FAR: Entry()})
@@ -110,8 +113,9 @@ class LocalAgents:
                             last = ", ".join(missing(taken, self._probed.dtype))
                             if not last:
                                 return over_nodes(taken, nodes)
-                            if _failed(gathered.samples):
-                                return over_nodes(taken, nodes, self._last_word())
+                            why = self._last_word()
+                            if _failed(gathered.samples) and not why.endswith(DISTURBED):
+                                return over_nodes(taken, nodes, why)
                         await asyncio.sleep(POLL_SECONDS)
             except TimeoutError:
                 why = f"in {MEASURE_SECONDS:.0f} s not everything was known: {last}"
@@ -157,7 +161,8 @@ async def _running(probed: Probed, folder: Path) -> AsyncIterator[LocalAgents]:
             targets, probed, address, ()
         )  # before the agent begins, or its first probe comes a round later
         options = ("--node", MACHINE, "--metrics", "127.0.0.1:0", "--targets", str(targets))
-        machine = await _started(stack, folder, "agent", (*options, "--store", str(probed.model.root)))
+        more = ("--store", str(probed.model.root), "--probe-interval", str(PROBE_INTERVAL_SECONDS))
+        machine = await _started(stack, folder, "agent", (*options, *more))
         yield LocalAgents(probed, targets, address, machine)
 
 
