@@ -13,7 +13,6 @@ import contextlib
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -23,17 +22,16 @@ import psutil
 from benchmarks.processes import Chain, chain
 from benchmarks.report import Row, Samples, table
 from benchmarks.runtime import prompt
+from splitinfer.operator.local.agents import Probed, agents
 from splitinfer.operator.local.compare import Comparison, traffic_of
 from splitinfer.operator.local.control import Recent
 from splitinfer.operator.local.models import ModelFacts, find_model
-from splitinfer.operator.local.profiling import local_snapshot, measure
 from splitinfer.operator.planning.forecast import Basis, forecast
 from splitinfer.optimizer.capacity import CapacitySnapshot
 from splitinfer.optimizer.forecast import Traffic
 from splitinfer.optimizer.plan import DTypeName, Segment, cuts_at
 from splitinfer.optimizer.values import Known
 from splitinfer.profiler.contention import share
-from splitinfer.profiler.report import AgentReport
 from splitinfer.segment_runtime.store.importer import import_model
 
 DTYPE: DTypeName = "float32"
@@ -155,13 +153,20 @@ def _pin(process: psutil.Process | None, cpus: list[int]) -> list[int]:
     return before
 
 
-def basis_of(case: Case, report: AgentReport) -> Basis:
+NAMES = (ENTRY, *(f"node-{i}" for i in range(NODES)))
+
+
+async def measured(model: ModelFacts, threads: int) -> CapacitySnapshot:
+    """The nodes as `up` measures them: by the agent of this machine."""
+    async with agents(Probed(model, DTYPE, ENGINE, "cpu", threads, NODES)) as local:
+        return await local.measured(NAMES)
+
+
+def basis_of(case: Case, taken: CapacitySnapshot) -> Basis:
     """The snapshot of a case: what the agent measured, and what the load leaves of each node."""
-    nodes = [ENTRY, *(f"node-{i}" for i in range(NODES))]
-    taken = local_snapshot(report, DTYPE, nodes, time.time())
     machine = psutil.cpu_count() or 1
     pinned = None if case.beside is None else f"node-{case.beside}"
-    shares = {node: share(machine, case.busy, case.threads) for node in nodes}
+    shares = {node: share(machine, case.busy, case.threads) for node in NAMES}
     if pinned is not None:
         shares[pinned] = share(1, 1, case.threads)  # one CPU, shared by the two
     unused = Traffic(sessions=1, context_tokens=1, prompt_tokens=1)
@@ -202,12 +207,12 @@ def results(repeats: int, note: Note) -> Iterator[Result]:
     facts = find_model(f"store://{model.name}", model.path.parent, "model")
     for threads in sorted({case.threads for case in CASES}):
         mine = [case for case in CASES if case.threads == threads]
-        report = asyncio.run(measure(facts, DTYPE, ENGINE, "cpu", threads, NODES))
-        note(f"{threads} threads: {report.model_dump_json()}")
+        taken = asyncio.run(measured(facts, threads))
+        note(f"{threads} threads: {taken.nodes[0].model_dump_json()}")
         with chain(model, NODES, threads, concurrency=4, context=512, engine=ENGINE, dtype=DTYPE) as served:
             for number, case in enumerate(mine):
                 segments, recent = observe(served, case, number + 2, repeats)
-                result = held(case, segments, recent, basis_of(case, report), facts)
+                result = held(case, segments, recent, basis_of(case, taken), facts)
                 note(f"{case}: " + "; ".join(f"{f.name} {f.words}" for f in result.comparison.figures))
                 yield result
 

@@ -13,9 +13,8 @@ from splitinfer.optimizer.capacity import CapacitySnapshot, LinkCapacity, NodeCa
 from splitinfer.optimizer.values import Known, OptimizerInputError, Unknown
 from splitinfer.profiler import series as s
 from splitinfer.profiler.ages import Agent, Reading, StaleBounds, is_stale, unknown
-from splitinfer.profiler.capacity import MAX_UTILISATION
 from splitinfer.profiler.claims import Said, said_by_node
-from splitinfer.profiler.contention import share
+from splitinfer.profiler.contention import MAX_UTILISATION, share
 from splitinfer.profiler.inventory import Entry, Inventory
 from splitinfer.profiler.link_estimates import Estimates, covered, estimate
 from splitinfer.profiler.node_speeds import Asked, speeds, threads

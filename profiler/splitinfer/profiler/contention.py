@@ -21,6 +21,9 @@ from __future__ import annotations
 
 import math
 
+MAX_UTILISATION = 0.99
+"""A node that others use entirely still has a little left: the optimizer's time is divided by what is free."""
+
 
 def share(machine_cpus: float, runnable: float, threads: int) -> float:
     """Share of its full speed, above 0 and at most 1, that a computation of ``threads`` threads has.
