@@ -83,7 +83,7 @@ class Agents:
         while self.total(PROBE_RUNS.name) < len(self._workers):
             if time.monotonic() > last:
                 raise RuntimeError(f"the agents probed nothing in {SETTLE_SECONDS:g} s")
-            time.sleep(0.2)
+            time.sleep(0.2)  # between two scrapes: an agent tells nobody when it has probed
 
 
 @contextmanager

@@ -22,7 +22,7 @@ async def stream(address: str, megabytes: int) -> dict[str, float]:
     """Bytes per second of a stream of large messages that is as fast as it can be."""
     count = megabytes * 1_000_000 // MESSAGE_BYTES
     async with grpc.aio.insecure_channel(address) as channel:
-        call = channel.stream_stream(f"/{SERVICE}/{METHOD}")()  # type: ignore[call-arg]
+        call = channel.stream_stream(f"/{SERVICE}/{METHOD}")()  # type: ignore[call-arg]  # bytes both ways, read and write
 
         async def write() -> None:
             for _ in range(count):

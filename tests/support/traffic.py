@@ -41,7 +41,7 @@ async def send(address: str, nbytes: int, every: float, seconds: float) -> dict[
     clock = asyncio.get_running_loop().time
     looks: list[list[TcpSocket]] = []
     async with grpc.aio.insecure_channel(address) as channel:
-        call = channel.stream_stream(f"/{SERVICE}/{METHOD}")()  # type: ignore[call-arg]
+        call = channel.stream_stream(f"/{SERVICE}/{METHOD}")()  # type: ignore[call-arg]  # bytes both ways, read and write
         began = look = clock()
         while clock() - began < seconds:
             await call.write(bytes(nbytes))

@@ -28,7 +28,7 @@ def kill(group: Path) -> None:
                 os.kill(int(member), signal.SIGKILL)
             except ProcessLookupError:
                 pass  # it went by itself
-        time.sleep(0.005)
+        time.sleep(0.005)  # a killed process leaves its group a little later, and nobody is told
 
 
 def remove(group: Path) -> None:

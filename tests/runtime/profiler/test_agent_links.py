@@ -56,7 +56,7 @@ def until(node: Node, address: str, holds: Callable[[Mapping[str, float]], bool]
         found = exported(node.own.do(sys.executable, "-I", "-c", READ, f"http://{address}/metrics"))
         if BAND in found and holds(found):
             return found
-        time.sleep(0.1)
+        time.sleep(0.1)  # between two scrapes, which take part in the load that is measured
 
 
 def near(found: float, expected: float) -> bool:

@@ -9,8 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from typing import Any
 import pytest
 
 from splitinfer.profiler.series import AGENT_SERIES
-from tests.support.agents import exported
 from tests.support.models import smollm2_stored
+from tests.support.scrapes import until
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -55,19 +54,6 @@ def agent(node: str, *options: str) -> Iterator[dict[str, str]]:
         said,
     ):
         yield said
-
-
-def scraped(address: str) -> Mapping[str, float]:
-    """Everything that it exports now."""
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
-        return exported(answer.read().decode())
-
-
-def until(address: str, holds: Callable[[Mapping[str, float]], bool]) -> Mapping[str, float]:
-    """The first scrape for which it holds; the test's own time limit is the only one."""
-    while not holds(found := scraped(address)):
-        time.sleep(0.1)
-    return found
 
 
 def names(found: Mapping[str, float]) -> set[str]:
@@ -145,7 +131,7 @@ def test_it_ends_with_its_parent_or_when_told(tmp_path: Path, ends: str) -> None
     with process((*AGENT, *options, "--store", str(smollm2_stored().path.parent))) as (running, _):
         children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
         while not (probes := children.read_text().split()):
-            time.sleep(0.02)
+            time.sleep(0.02)  # between two looks: the kernel tells nobody when a child is started
         if ends == "stdin":
             running.stdin.close()
         else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-import urllib.request
 from collections.abc import Callable, Mapping
 from statistics import median
 
@@ -13,11 +12,11 @@ import pytest
 
 from splitinfer.profiler.report import parse_report
 from splitinfer.profiler.speeds import ProbeResult, Speeds, speeds_of
-from tests.support.agents import exported
 from tests.support.groups import CpuGroup, cpu_group
 from tests.support.models import smollm2_stored
 from tests.support.needs import needs_cpu_groups
 from tests.support.running import module, running
+from tests.support.scrapes import scraped, until
 
 pytestmark = [needs_cpu_groups, pytest.mark.timeout(180)]
 
@@ -56,17 +55,10 @@ def test_half_a_cpu_has_half_the_speed() -> None:
         assert 0.35 < median(several) < 0.7, ratios
 
 
-def scraped(address: str) -> Mapping[str, float]:
-    """Everything that an agent exports now."""
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
-        return exported(answer.read().decode())
-
-
 def seconds_until(address: str, holds: Callable[[Mapping[str, float]], bool]) -> float:
     """Until a scrape holds; the test's own time limit is the only one."""
     began = time.monotonic()
-    while not holds(scraped(address)):
-        time.sleep(0.1)
+    until(address, holds)
     return time.monotonic() - began
 
 
